@@ -1,0 +1,259 @@
+"""Gaussian diffusion: schedules, the forward process, the reverse process, samplers.
+
+Equations are those of the DKDM paper (Xiang et al., CVPR 2025). One convention differs:
+**t is 0-based here**. Index ``t`` is the paper's step ``t + 1``; ``t = T - 1`` is the noisiest state
+and ``s = -1`` is the clean image, the paper's step 0.
+
+Every reverse step is a *transition* from a level ``t`` to some lower level ``s``. The paper's
+one-step process is ``s = t - 1``; IDDPM's respacing and DDIM are the same formulas with larger jumps.
+So one function, :meth:`GaussianDiffusion.transition`, carries Eqs. 5-8, 10 and 12 for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+
+class Gaussian(NamedTuple):
+    """A diagonal Gaussian; ``mean`` and ``log_variance`` have the shape of ``x``, variance in nats' log."""
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """``mean + std * noise``; ``noise`` is standard normal with the shape of ``mean``."""
+        return self.mean + torch.exp(0.5 * self.log_variance) * noise
+
+    def kl(self, other: Gaussian) -> Tensor:
+        """``KL(self || other)`` element by element, in nats."""
+        difference = self.log_variance - other.log_variance
+        squared = (self.mean - other.mean) ** 2 * torch.exp(-other.log_variance)
+        return 0.5 * (-1.0 - difference + torch.exp(difference) + squared)
+
+
+@dataclass
+class Batch:
+    """What a source yields and the loss takes: the one type that passes between rooms.
+
+    x_t: ``[B, *shape]`` noisy samples. t: ``[B]`` int64, 0-based. eps: target of the noise prediction,
+    as ``x_t``. target: target of ``p(x_{t-1} | x_t)``, or None where only L_simple is trained.
+    observed: True when ``x_0`` came from 8-bit images, so that ``target.mean`` at ``t = 0`` *is* ``x_0``
+    and L_vlb there is the likelihood of its 8-bit values rather than a KL.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    eps: Tensor
+    target: Gaussian | None
+    observed: bool = False
+
+
+class Transition(NamedTuple):
+    """Coefficients of ``q(x_s | x_t, x_0)`` for each sample, each ``[B]``; Eqs. 6, 7 and 12 with a jump."""
+
+    beta: Tensor  # variance added by the forward process between s and t
+    beta_tilde: Tensor  # Eq. 6
+    log_beta: Tensor
+    log_beta_tilde: Tensor  # clipped: at s = -1 it is that of the first step whose variance is not zero
+    coef_x0: Tensor  # Eq. 7
+    coef_xt: Tensor
+
+
+class GaussianDiffusion:
+    """The forward process of Eqs. 1-4 and the reverse process of Eqs. 5-8, 10 and 12.
+
+    betas: ``[T]`` variances of Eq. 1, in (0, 1). clip: whether reverse steps clamp the predicted
+    ``x_0`` to [-1, 1], as ADM does for pixels (never in the loss on the student's side).
+
+    The tables are float64. Inputs and outputs are float32; the coefficients are worked out in float64
+    where the device has it. t is checked on the CPU only: on a GPU the check would wait for the device.
+    """
+
+    def __init__(self, betas, clip: bool = True, schedule: str = "custom"):
+        self.betas = np.asarray(betas, dtype=np.float64)
+        if self.betas.ndim != 1 or not ((self.betas > 0) & (self.betas < 1)).all():
+            raise ValueError(f"betas: found shape {self.betas.shape}, expected one row of numbers in (0, 1)")
+        self.clip = clip
+        self.schedule = schedule
+        self.alpha_bar = np.cumprod(1.0 - self.betas)
+        # Logarithms keep 1 - alpha_bar exact where alpha_bar is close to 1. Entry 0 is the clean image.
+        self._log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-self.betas))])
+        self._on_device: dict[torch.device, Tensor] = {}
+
+    @classmethod
+    def linear(cls, T: int = 1000, clip: bool = True) -> GaussianDiffusion:
+        """Ho et al.'s schedule, scaled so that T steps add the noise of the original 1000."""
+        scale = 1000 / T
+        return cls(np.linspace(scale * 1e-4, scale * 0.02, T, dtype=np.float64), clip, "linear")
+
+    @classmethod
+    def cosine(cls, T: int = 1000, clip: bool = True) -> GaussianDiffusion:
+        """Nichol and Dhariwal's schedule, the one of Tables 6 and 8."""
+
+        def alpha_bar(u: float) -> float:
+            return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        betas = [min(1 - alpha_bar((i + 1) / T) / alpha_bar(i / T), 0.999) for i in range(T)]
+        return cls(betas, clip, "cosine")
+
+    @property
+    def T(self) -> int:
+        """The number of diffusion steps."""
+        return len(self.betas)
+
+    def __repr__(self) -> str:
+        return f"GaussianDiffusion({self.schedule}, T={self.T}, clip={self.clip})"
+
+    # -- coefficients ---------------------------------------------------------------------------------
+
+    def log_alpha_bar(self, t: Tensor) -> Tensor:
+        """``log alpha_bar_t`` for indices in [-1, T - 1]; shape of ``t``; 0 at -1, the clean image."""
+        if t.device.type == "cpu" and t.numel() and not (-1 <= int(t.min()) and int(t.max()) < self.T):
+            raise ValueError(f"t: found {int(t.min())}..{int(t.max())}, expected 0..{self.T - 1} (0-based)")
+        if t.device not in self._on_device:
+            dtype = torch.float32 if t.device.type == "mps" else torch.float64
+            self._on_device[t.device] = torch.as_tensor(self._log_alpha_bar).to(t.device, dtype)
+        return self._on_device[t.device][t + 1]
+
+    def transition(self, t: Tensor, s: Tensor | None = None) -> Transition:
+        """Coefficients of the step from level ``t`` down to ``s`` (default ``t - 1``), both ``[B]`` int64."""
+        s = t - 1 if s is None else s
+        at_t, at_s = self.log_alpha_bar(t), self.log_alpha_bar(s)
+        noise_t, noise_s = -torch.expm1(at_t), -torch.expm1(at_s)  # 1 - alpha_bar
+        beta = -torch.expm1(at_t - at_s)
+        beta_tilde = noise_s / noise_t * beta
+        # At s = -1 Eq. 6 is zero and has no logarithm: ADM takes the next step's instead, and so do we.
+        clipped_t = torch.where(s < 0, self.log_alpha_bar(t.clamp(min=1)), at_t)
+        clipped_s = torch.where(s < 0, self.log_alpha_bar(torch.zeros_like(s)), at_s)
+        log_beta_tilde = (
+            torch.log(-torch.expm1(clipped_s))
+            - torch.log(-torch.expm1(clipped_t))
+            + torch.log(-torch.expm1(clipped_t - clipped_s))
+        )
+        coef_x0 = torch.exp(0.5 * at_s) * beta / noise_t
+        coef_xt = torch.exp(0.5 * (at_t - at_s)) * noise_s / noise_t
+        return Transition(beta, beta_tilde, torch.log(beta), log_beta_tilde, coef_x0, coef_xt)
+
+    # -- the forward process --------------------------------------------------------------------------
+
+    def q_sample(self, x: Tensor, t: Tensor, noise: Tensor, s: Tensor | None = None) -> Tensor:
+        """Eq. 4: noise ``x`` forward to level ``t``; from the clean image, or from level ``s`` <= t."""
+        log_ratio = self.log_alpha_bar(t) - (0.0 if s is None else self.log_alpha_bar(s))
+        return _like(torch.exp(0.5 * log_ratio), x) * x + _like(torch.sqrt(-torch.expm1(log_ratio)), x) * noise
+
+    def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Gaussian:
+        """Eqs. 5-7: ``q(x_{t-1} | x_t, x_0)``."""
+        c = self.transition(t)
+        mean = _like(c.coef_x0, x_t) * x0 + _like(c.coef_xt, x_t) * x_t
+        return Gaussian(mean, _like(c.log_beta_tilde, x_t).expand_as(x_t))
+
+    # -- the reverse process --------------------------------------------------------------------------
+
+    def predict_x0(self, x_t: Tensor, t: Tensor, eps: Tensor, clip: bool = False) -> Tensor:
+        """Eq. 4 solved for ``x_0``; clamped to [-1, 1] on request."""
+        at_t = self.log_alpha_bar(t)
+        x0 = _like(torch.exp(-0.5 * at_t), x_t) * x_t - _like(torch.sqrt(torch.expm1(-at_t)), x_t) * eps
+        return x0.clamp(-1, 1) if clip else x0
+
+    def p(
+        self, x_t: Tensor, t: Tensor, eps: Tensor, v: Tensor | None, s: Tensor | None = None, clip: bool = False
+    ) -> Gaussian:
+        """Eqs. 8, 10 and 12: ``p(x_s | x_t)`` from a network's outputs, ``s = t - 1`` unless given.
+
+        eps: predicted noise, as ``x_t``. v: the network's variance output in [-1, 1], as ADM emits it
+        (the paper's v of Eq. 12 is ``(v + 1) / 2``); None stands for the fixed variance of Eq. 6.
+        A different t for every sample is the ordinary case.
+        """
+        c = self.transition(t, s)
+        x0 = self.predict_x0(x_t, t, eps, clip)
+        mean = _like(c.coef_x0, x_t) * x0 + _like(c.coef_xt, x_t) * x_t
+        low, high = _like(c.log_beta_tilde, x_t), _like(c.log_beta, x_t)
+        if v is None:
+            return Gaussian(mean, low.expand_as(x_t))
+        share = (v + 1) / 2
+        return Gaussian(mean, share * high + (1 - share) * low)
+
+    def step(self, p: Gaussian, s: Tensor, noise: Tensor) -> Tensor:
+        """Algorithm 3, line 4: ``x_s ~ p``; no noise where ``s`` is -1, the clean image."""
+        return p.sample(_like(s >= 0, noise) * noise)
+
+    def ddim(self, x_t: Tensor, t: Tensor, eps: Tensor, s: Tensor) -> Tensor:
+        """Song et al.'s deterministic step (eta = 0) from ``t`` to ``s``."""
+        at_t, at_s = self.log_alpha_bar(t), self.log_alpha_bar(s)
+        x0 = self.predict_x0(x_t, t, eps, self.clip)
+        if self.clip:  # the noise that agrees with the clamped x0
+            x0_scaled = _like(torch.exp(0.5 * at_t), x_t) * x0
+            eps = (x_t - x0_scaled) / _like(torch.sqrt(-torch.expm1(at_t)), x_t)
+        return _like(torch.exp(0.5 * at_s), x_t) * x0 + _like(torch.sqrt(-torch.expm1(at_s)), x_t) * eps
+
+    # -- sampling -------------------------------------------------------------------------------------
+
+    def timesteps(self, steps: int | None = None, method: str = "ddpm") -> list[int]:
+        """The levels a sampler visits, rising. ``ddpm``: IDDPM's even spacing from 0 to T - 1.
+        ``ddim``: a whole stride from 0, as in the DDIM paper; not every number of steps has one."""
+        steps = self.T if steps is None else steps
+        if method not in ("ddpm", "ddim"):
+            raise ValueError(f"sampling method: found {method!r}, expected 'ddpm' or 'ddim'")
+        if not 1 <= steps <= self.T:
+            raise ValueError(f"sampling steps: found {steps}, expected 1..{self.T}")
+        if method == "ddpm":
+            stride = (self.T - 1) / (steps - 1) if steps > 1 else 0
+            return [round(i * stride) for i in range(steps)]
+        for stride in range(1, self.T + 1):
+            if len(range(0, self.T, stride)) == steps:
+                return list(range(0, self.T, stride))
+        raise ValueError(f"ddim steps: found {steps}, but no whole stride visits so many of {self.T} levels")
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoiser: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]],
+        n: int,
+        steps: int | None = None,
+        *,
+        shape: tuple[int, ...] | None = None,
+        method: str = "ddpm",
+        batch_size: int = 256,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        callback: Callable[[int, Tensor], None] | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw ``n`` samples with Algorithm 3, respaced to ``steps`` levels, or with DDIM.
+
+        shape: of one sample; the denoiser's own ``shape`` unless given. callback: called as
+        ``callback(s, x_s)`` after every step. Returns ``[n, *shape]`` float32 on the CPU.
+        """
+        shape = tuple(shape if shape is not None else denoiser.shape)
+        levels = self.timesteps(steps, method)
+        generator = torch.Generator(device).manual_seed(seed)
+        done = []
+        for start in tqdm(range(0, n, batch_size), desc="sampling", disable=not progress, leave=False):
+            size = min(batch_size, n - start)
+            x = torch.randn(size, *shape, generator=generator, device=device)
+            for t_level, s_level in zip(levels[::-1], [*levels[-2::-1], -1], strict=True):
+                t = torch.full((size,), t_level, device=device)
+                s = torch.full((size,), s_level, device=device)
+                eps, v = denoiser(x, t)
+                if method == "ddim":
+                    x = self.ddim(x, t, eps, s)
+                else:
+                    noise = torch.randn(x.shape, generator=generator, device=device)
+                    x = self.step(self.p(x, t, eps, v, s, self.clip), s, noise)
+                if callback is not None:
+                    callback(s_level, x)
+            done.append(x.cpu())
+        return torch.cat(done)
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    """``[B]`` coefficients as ``x``'s dtype, shaped to multiply it."""
+    return values.to(x.dtype).view(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,80 @@
+"""The objectives: L_simple, L_vlb, and their sum, which is Eq. 13 and Eq. 19 both.
+
+Whether a step trains on data or distils a teacher is decided by what the source put into the batch,
+not here: the noise or the teacher's eps, the posterior or the teacher's p.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion
+
+
+class Losses(NamedTuple):
+    """One value a sample, each ``[B]``: ``simple`` a squared error, ``vlb`` in bits per dimension."""
+
+    simple: Tensor
+    vlb: Tensor
+    total: Tensor
+
+
+def simple_loss(batch: Batch, eps: Tensor) -> Tensor:
+    """L_simple, Eq. 11 (data) and Eq. 20 (teacher): mean squared error of eps; ``[B]``."""
+    return (batch.eps - eps).square().flatten(1).mean(1)
+
+
+def vlb_loss(diffusion: GaussianDiffusion, batch: Batch, eps: Tensor, v: Tensor) -> Tensor:
+    """L_vlb, Eq. 9 (data) and Eq. 21 (teacher): KL(target || student), bits per dimension; ``[B]``.
+
+    The student's mean is held fixed (stop-gradient, Sec. 2): only its variance learns here. For
+    batches of 8-bit images the term at t = 0 is the likelihood of the 8-bit values instead of a KL.
+    """
+    student = diffusion.p(batch.x_t, batch.t, eps.detach(), v)
+    bits = _bits(batch.target.kl(student))
+    if not batch.observed:
+        return bits
+    return torch.where(batch.t == 0, _bits(decoder_nll(batch.target.mean, student)), bits)
+
+
+def dkdm_loss(
+    diffusion: GaussianDiffusion, batch: Batch, eps: Tensor, v: Tensor | None, weight: float = 1.0
+) -> Losses:
+    """L_hybrid (Eq. 13) and L_DKDM (Eq. 19): ``simple + weight * vlb``.
+
+    weight: the paper's lambda; 1, with L_vlb in bits per dimension and step, is ADM's and the authors'.
+    Without a variance output (``v`` None) or a target for it, ``vlb`` is zero: L_simple alone (Sec. 4.1).
+    """
+    simple = simple_loss(batch, eps)
+    if v is None or batch.target is None:
+        return Losses(simple, torch.zeros_like(simple), simple)
+    vlb = vlb_loss(diffusion, batch, eps, v)
+    return Losses(simple, vlb, simple + weight * vlb)
+
+
+def decoder_nll(x0: Tensor, p: Gaussian) -> Tensor:
+    """-log p(x_0) in nats, element by element, where x_0 holds 8-bit values scaled to [-1, 1].
+
+    The Gaussian's mass within half a grey level; the first and last levels own the tails. The normal
+    CDF is the tanh approximation of ADM, so that numbers agree.
+    """
+    centred = x0 - p.mean
+    inverse_std = torch.exp(-0.5 * p.log_variance)
+    upper = _normal_cdf(inverse_std * (centred + 1 / 255))
+    lower = _normal_cdf(inverse_std * (centred - 1 / 255))
+    inside = torch.log((upper - lower).clamp(min=1e-12))
+    first = torch.log(upper.clamp(min=1e-12))
+    last = torch.log((1 - lower).clamp(min=1e-12))
+    return -torch.where(x0 < -0.999, first, torch.where(x0 > 0.999, last, inside))
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _bits(nats: Tensor) -> Tensor:
+    return nats.flatten(1).mean(1) / math.log(2)

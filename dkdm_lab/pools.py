@@ -1,0 +1,230 @@
+"""Pools: the sources of Sec. 3.3. A pool holds noisy samples that the teacher denoises one step a turn.
+
+The three methods of the paper are one procedure that differs in two choices: how many samples the pool
+holds, and at which t they start. *Iterative*: one batch, all at T. *Shuffled*: one batch, uniform t.
+*Dynamic* (Algorithm 1): rho * T batches, uniform t, and each turn a random batch of them.
+
+One evaluation of the teacher on a batch gives both the student's target and the samples' next place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dkdm_lab.diffusion import Batch, GaussianDiffusion
+
+WARMUPS = ("full", "respaced", "harvest")
+
+
+class Pool:
+    """A set of noisy samples ``x`` ``[size, *shape]`` at levels ``t`` ``[size]``, and the turn that moves them.
+
+    An endless iterator of :class:`Batch`. Use one of the three methods below. shape: of one sample,
+    the teacher's own by default. discard: probability p that a turn's batch is not shown to the student
+    (Sec. 11); the teacher denoises it all the same. evaluations: teacher evaluations so far, in samples.
+    The pool fills itself at the first batch, or when :meth:`fill` is called.
+    """
+
+    def __init__(
+        self,
+        diffusion: GaussianDiffusion,
+        teacher,
+        batch_size: int,
+        *,
+        size: int,
+        warmup: str | None,
+        shape: tuple[int, ...] | None = None,
+        discard: float = 0.0,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ):
+        native = getattr(teacher, "shape", None)
+        if shape is not None and native is not None and tuple(shape) != tuple(native):
+            raise ValueError(f"shape: found {tuple(shape)}, but the teacher's samples are {tuple(native)}")
+        if shape is None and native is None:
+            raise ValueError("shape: found None, expected the shape of one sample (the teacher names none)")
+        if warmup is not None and warmup not in WARMUPS:
+            raise ValueError(f"warmup: found {warmup!r}, expected one of {WARMUPS}")
+        if not 0 <= discard < 1:
+            raise ValueError(f"discard: found {discard}, expected a probability in [0, 1)")
+        self.diffusion, self.teacher = diffusion, teacher.eval()
+        self.batch_size, self.size, self.warmup, self.discard = batch_size, size, warmup, discard
+        self.shape, self.device = tuple(shape or native), torch.device(device)
+        self.evaluations = 0
+        self.x: Tensor | None = None
+        self.t: Tensor | None = None
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+
+    def __iter__(self) -> Pool:
+        return self
+
+    @torch.no_grad()
+    def __next__(self) -> Batch:
+        self.fill()
+        while True:
+            index = self._select()
+            x_t, t = self.x[index], self.t[index]
+            eps, v = self._evaluate(x_t, t)  # the one evaluation: target and next sample
+            target = self.diffusion.p(x_t, t, eps, v, clip=self.diffusion.clip)
+            self._replace(index, self.diffusion.step(target, t - 1, self._noise(len(t))), t - 1)
+            if self.discard == 0 or torch.rand((), generator=self._generator, device=self.device) >= self.discard:
+                return Batch(x_t, t, eps, target if v is not None else None)
+
+    @torch.no_grad()
+    def fill(self, progress: bool = False) -> None:
+        """Draw the samples and bring them to their levels (the shuffle denoise), once."""
+        if self.x is not None:
+            return
+        top = self.diffusion.T - 1
+        if self.warmup is None:
+            self.x, self.t = self._noise(self.size), torch.full((self.size,), top, device=self.device)
+            return
+        with tqdm(desc=f"{self.warmup} warm-up", unit=" evaluations", disable=not progress, leave=False) as bar:
+            fill = {"full": self._fill_full, "respaced": self._fill_respaced, "harvest": self._fill_harvest}
+            self.x, self.t = fill[self.warmup](bar)
+
+    def state_dict(self) -> dict:
+        """Everything that decides the next batches: samples, levels, generator, count."""
+        return {
+            "x": self.x,
+            "t": self.t,
+            "generator": self._generator.get_state(),
+            "evaluations": self.evaluations,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on exactly where :meth:`state_dict` was taken; the sizes must agree."""
+        x, t = state["x"], state["t"]
+        expected = (self.size, *self.shape)
+        if x is not None and tuple(x.shape) != expected:
+            raise ValueError(f"pool state: found samples of shape {tuple(x.shape)}, expected {expected}")
+        # Copies: the pool changes its samples in place.
+        self.x = None if x is None else x.to(self.device, copy=True)
+        self.t = None if t is None else t.to(self.device, copy=True)
+        self._generator.set_state(state["generator"].cpu())
+        self.evaluations = state["evaluations"]
+
+    # -- a turn ---------------------------------------------------------------------------------------
+
+    def _select(self) -> Tensor:
+        """Which samples take this turn: all of them, but for the dynamic pool."""
+        return torch.arange(self.size, device=self.device)
+
+    def _replace(self, index: Tensor, x: Tensor, t: Tensor) -> None:
+        """Put denoised samples back; one that reached x_0 makes room for fresh noise at the top."""
+        finished = t < 0
+        x = torch.where(finished.view(-1, *[1] * (x.ndim - 1)), self._noise(len(t)), x)
+        self.x[index], self.t[index] = x, torch.where(finished, self.diffusion.T - 1, t)
+
+    def _evaluate(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        self.evaluations += len(t)
+        return self.teacher(x_t, t)
+
+    def _noise(self, n: int) -> Tensor:
+        return torch.randn(n, *self.shape, generator=self._generator, device=self.device)
+
+    # -- the shuffle denoise --------------------------------------------------------------------------
+
+    def _fill_full(self, bar) -> tuple[Tensor, Tensor]:
+        """The paper's way: every sample walks down one step at a time to its own t."""
+        return self._walk_down(range(self.diffusion.T - 1, -1, -1), bar)
+
+    def _fill_respaced(self, bar, steps: int = 10) -> tuple[Tensor, Tensor]:
+        """Walk down in respaced steps, the last one cut short to end at the sample's own t."""
+        return self._walk_down(self.diffusion.timesteps(min(steps, self.diffusion.T))[::-1], bar)
+
+    def _walk_down(self, levels, bar) -> tuple[Tensor, Tensor]:
+        """From noise at the top through falling ``levels`` to a uniform t of each sample's own."""
+        goal = torch.randint(self.diffusion.T, (self.size,), generator=self._generator, device=self.device)
+        x = self._noise(self.size)
+        for level, below in zip(levels[:-1], levels[1:], strict=True):
+            moving = (goal < level).nonzero()[:, 0]
+            x[moving] = self._jump(x[moving], level, goal[moving].clamp(min=below), bar)
+        return x, goal
+
+    def _fill_harvest(self, bar, steps: int = 10) -> tuple[Tensor, Tensor]:
+        """Few chains, every state of them used: one evaluation a sample.
+
+        The levels are cut into ``steps`` intervals. A chain of respaced steps stops at the bottom of
+        each, and its state there, noised forward (Eq. 4) to a uniform level of that interval, is one
+        sample of the pool. A chain serves each interval once, so it takes size / steps chains.
+        """
+        T, n = self.diffusion.T, self.size
+        edges = [round(T * k / steps) for k in range(steps + 1)] if T > steps else list(range(T + 1))
+        # One uniform draw from each of n equal strata: uniform over all, and even over the intervals.
+        strata = torch.arange(n, device=self.device)
+        goal = ((strata + torch.rand(n, generator=self._generator, device=self.device)) * T / n).long()
+        goal = goal.clamp(max=T - 1)
+        shares = [((goal >= low) & (goal < high)).nonzero()[:, 0] for low, high in zip(edges, edges[1:], strict=False)]
+        chains = self._noise(max(map(len, shares)))
+        x, level = self._noise(n), T - 1
+        for low, share in zip(edges[-2::-1], shares[::-1], strict=True):
+            chains = self._jump(chains, level, torch.full((len(chains),), low, device=self.device), bar)
+            bottom = torch.full_like(share, low)
+            x[share] = self.diffusion.q_sample(chains[: len(share)], goal[share], x[share], bottom)
+            level = low
+        return x, goal
+
+    def _jump(self, x: Tensor, level: int, s: Tensor, bar) -> Tensor:
+        """One respaced step from ``level`` to each sample's ``s``, in large batches."""
+        moved = []
+        for x_t, s_part in zip(x.split(1024), s.split(1024), strict=True):
+            t = torch.full((len(x_t),), level, device=self.device)
+            eps, v = self._evaluate(x_t, t)
+            p = self.diffusion.p(x_t, t, eps, v, s_part, clip=self.diffusion.clip)
+            moved.append(self.diffusion.step(p, s_part, self._noise(len(t))))
+            bar.update(len(t))
+        return torch.cat(moved) if moved else x
+
+
+class IterativePool(Pool):
+    """Iterative distillation: one batch of noise walks down from T together, then starts again.
+
+    All samples of a batch share one t. Size: ``batch_size``. No warm-up.
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion, teacher, batch_size: int, **options):
+        super().__init__(diffusion, teacher, batch_size, size=batch_size, warmup=None, **options)
+
+
+class ShuffledPool(Pool):
+    """Shuffled iterative distillation: one batch with uniform t, the same samples turn after turn."""
+
+    def __init__(
+        self, diffusion: GaussianDiffusion, teacher, batch_size: int, *, warmup: str = "harvest", **options
+    ):
+        super().__init__(diffusion, teacher, batch_size, size=batch_size, warmup=warmup, **options)
+
+
+class DynamicPool(Pool):
+    """Dynamic iterative distillation, Algorithm 1: a random batch of ``rho * T`` batches each turn.
+
+    Selection is without replacement within a batch. Size: ``|B+| = rho * T * batch_size`` samples.
+    """
+
+    def __init__(
+        self,
+        diffusion: GaussianDiffusion,
+        teacher,
+        batch_size: int,
+        *,
+        rho: float,
+        warmup: str = "harvest",
+        **options,
+    ):
+        size = round(rho * diffusion.T) * batch_size
+        if size < batch_size:
+            raise ValueError(
+                f"rho: found {rho}, which gives round({rho} * {diffusion.T}) = {round(rho * diffusion.T)} "
+                f"batches; expected at least one batch of {batch_size} samples"
+            )
+        self.rho = rho
+        super().__init__(diffusion, teacher, batch_size, size=size, warmup=warmup, **options)
+
+    def _select(self) -> Tensor:
+        return torch.randperm(self.size, generator=self._generator, device=self.device)[: self.batch_size]
+
+
+POOLS = {"iterative": IterativePool, "shuffled": ShuffledPool, "dynamic": DynamicPool}
