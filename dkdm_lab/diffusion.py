@@ -12,6 +12,7 @@ So one function, :meth:`GaussianDiffusion.transition`, carries Eqs. 5-8, 10 and 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -147,7 +148,9 @@ class GaussianDiffusion:
     def q_sample(self, x: Tensor, t: Tensor, noise: Tensor, s: Tensor | None = None) -> Tensor:
         """Eq. 4: noise ``x`` forward to level ``t``; from the clean image, or from level ``s`` <= t."""
         log_ratio = self.log_alpha_bar(t) - (0.0 if s is None else self.log_alpha_bar(s))
-        return _like(torch.exp(0.5 * log_ratio), x) * x + _like(torch.sqrt(-torch.expm1(log_ratio)), x) * noise
+        return (
+            _like(torch.exp(0.5 * log_ratio), x) * x + _like(torch.sqrt(-torch.expm1(log_ratio)), x) * noise
+        )
 
     def q_posterior(self, x0: Tensor, x_t: Tensor, t: Tensor) -> Gaussian:
         """Eqs. 5-7: ``q(x_{t-1} | x_t, x_0)``."""
@@ -164,7 +167,13 @@ class GaussianDiffusion:
         return x0.clamp(-1, 1) if clip else x0
 
     def p(
-        self, x_t: Tensor, t: Tensor, eps: Tensor, v: Tensor | None, s: Tensor | None = None, clip: bool = False
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        eps: Tensor,
+        v: Tensor | None,
+        s: Tensor | None = None,
+        clip: bool = False,
     ) -> Gaussian:
         """Eqs. 8, 10 and 12: ``p(x_s | x_t)`` from a network's outputs, ``s = t - 1`` unless given.
 
@@ -236,7 +245,7 @@ class GaussianDiffusion:
         levels = self.timesteps(steps, method)
         generator = torch.Generator(device).manual_seed(seed)
         done = []
-        for start in tqdm(range(0, n, batch_size), desc="sampling", disable=not progress, leave=False):
+        for start in progress_bar(range(0, n, batch_size), desc="sampling", show=progress):
             size = min(batch_size, n - start)
             x = torch.randn(size, *shape, generator=generator, device=device)
             for t_level, s_level in zip(levels[::-1], [*levels[-2::-1], -1], strict=True):
@@ -252,6 +261,13 @@ class GaussianDiffusion:
                     callback(s_level, x)
             done.append(x.cpu())
         return torch.cat(done)
+
+
+def progress_bar(*arguments, show: bool, **options) -> tqdm:
+    """A tqdm bar that goes when it is done. The variable TQDM_DISABLE hides it, in notebooks too, where
+    tqdm itself does not look: so chapters run headless without bars in their outputs."""
+    hidden = not show or bool(os.environ.get("TQDM_DISABLE"))
+    return tqdm(*arguments, leave=False, disable=hidden, **options)
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:

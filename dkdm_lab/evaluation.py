@@ -35,9 +35,13 @@ def score(images: Tensor, reference: Tensor | str, features: str = "inception", 
     reference = load_images(*reference.split("-")) if isinstance(reference, str) else reference
     for label, value in (("images", images), ("reference", reference)):
         if value.dtype != torch.uint8 or value.ndim != 4:
-            raise ValueError(f"{label}: found {value.dtype} {tuple(value.shape)}, expected uint8 [N, C, H, W]")
+            raise ValueError(
+                f"{label}: found {value.dtype} {tuple(value.shape)}, expected uint8 [N, C, H, W]"
+            )
     if images.shape[1:] != reference.shape[1:]:
-        raise ValueError(f"images: found {tuple(images.shape[1:])}, but the reference has {tuple(reference.shape[1:])}")
+        raise ValueError(
+            f"images: found {tuple(images.shape[1:])}, but the reference has {tuple(reference.shape[1:])}"
+        )
     unknown = set(metrics) - set(METRICS)
     if unknown:
         raise ValueError(f"metrics: found {sorted(unknown)}, expected some of {METRICS}")
@@ -52,7 +56,9 @@ def score(images: Tensor, reference: Tensor | str, features: str = "inception", 
         weights = cache_dir() / INCEPTION_WEIGHTS
         found = weights.is_file()
         if "IS" in metrics and found and not torch.load(weights, weights_only=True)["fc.weight"].any():
-            raise ValueError(f"{weights}: its classifier head is all zeros, so an Inception Score means nothing")
+            raise ValueError(
+                f"{weights}: its classifier head is all zeros, so an Inception Score means nothing"
+            )
         extractor = {
             "feature_extractor": "inception-v3-compat",
             **{f"feature_layer_{metric}": "2048" for metric in ("fid", "kid", "prc")},

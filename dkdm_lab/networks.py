@@ -104,14 +104,18 @@ class Denoiser(nn.Module):
         name = json.loads(config_file.read_text()).get("_class_name")
         classes = {c.__name__: c for c in (UNet2DModel, DiT, MLP)}
         if name not in classes:
-            raise ValueError(f"{config_file}: found network class {name!r}, expected one of {sorted(classes)}")
+            raise ValueError(
+                f"{config_file}: found network class {name!r}, expected one of {sorted(classes)}"
+            )
         try:
             network, info = classes[name].from_pretrained(
                 folder, output_loading_info=True, low_cpu_mem_usage=False, use_safetensors=True
             )
         except Exception as error:  # diffusers raises many kinds here; one clear kind leaves
             raise ValueError(f"{folder}: the checkpoint cannot be read ({error})") from error
-        wrong = {k: v for k, v in info.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        wrong = {
+            k: v for k, v in info.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        }
         if wrong:
             raise ValueError(f"{folder}: weights and config.json do not agree: {wrong}")
         return cls(network).eval()
@@ -305,9 +309,7 @@ def _celeba(channels: int, blocks: int, head_channels: int):
 
 
 def _small(channels: int, size: int):
-    return lambda: adm_unet(
-        channels, (1, 2), 1, (size // 2,), size, head_channels=8, in_channels=1, groups=8
-    )
+    return lambda: adm_unet(channels, (1, 2), 1, (size // 2,), size, head_channels=8, in_channels=1, groups=8)
 
 
 NETWORKS = {
@@ -357,23 +359,32 @@ def load_adm(
         raise ValueError(f"{path}: not a readable checkpoint of plain weights ({error})") from error
     if not (isinstance(state, dict) and "input_blocks.0.0.weight" in state):
         raise ValueError(f"{path}: found no 'input_blocks.0.0.weight', expected an ADM U-Net's weights")
-    return Denoiser(adm_to_unet(state, size, head_channels, new_attention_order)).eval()
+    try:
+        return Denoiser(adm_to_unet(state, size, head_channels, new_attention_order)).eval()
+    except (ValueError, RuntimeError) as error:  # RuntimeError is torch's, where shapes do not fit
+        raise ValueError(f"{path}: {error}") from error
 
 
 def adm_to_unet(
     state: dict[str, Tensor], size: int, head_channels: int, new_attention_order: bool
 ) -> UNet2DModel:
     """An ADM state dict as a ``UNet2DModel`` with the same outputs; strict in both directions."""
-    left = {key: value.float() for key, value in state.items()}
-    layout = _adm_layout(left, size)
+    left = {key: value.float() for key, value in state.items() if isinstance(value, Tensor)}
+    try:
+        layout = _adm_layout(left, size)
+    except KeyError as error:
+        raise ValueError(f"ADM checkpoint: {error.args[0]} is missing") from error
     network = adm_unet(**layout, head_channels=head_channels)
     weights: dict[str, Tensor] = {}
 
+    def take(key: str) -> Tensor:
+        if key not in left:
+            raise ValueError(f"ADM checkpoint: {key} is missing")
+        return left.pop(key)
+
     def move(old: str, new: str) -> None:
         for part in ("weight", "bias"):
-            if f"{old}.{part}" not in left:
-                raise ValueError(f"ADM checkpoint: {old}.{part} is missing")
-            weights[f"{new}.{part}"] = left.pop(f"{old}.{part}")
+            weights[f"{new}.{part}"] = take(f"{old}.{part}")
 
     def resnet(old: str, new: str) -> None:
         move(f"{old}.in_layers.0", f"{new}.norm1")
@@ -389,7 +400,7 @@ def adm_to_unet(
         move(f"{old}.proj_out", f"{new}.to_out.0")
         weights[f"{new}.to_out.0.weight"] = weights[f"{new}.to_out.0.weight"].squeeze(-1)
         for part in ("weight", "bias"):
-            qkv = left.pop(f"{old}.qkv.{part}")
+            qkv = take(f"{old}.qkv.{part}")
             qkv = qkv.squeeze(-1) if part == "weight" else qkv
             if new_attention_order:
                 q, k, v = qkv.chunk(3)
@@ -448,7 +459,9 @@ def _adm_layout(state: dict[str, Tensor], size: int) -> dict:
         raise ValueError("ADM checkpoint: its blocks fit no ADM U-Net whose up- and downsampling are blocks")
     return {
         "channels": channels,
-        "multipliers": tuple(state[f"{first}.0.out_layers.3.weight"].shape[0] // channels for first in firsts),
+        "multipliers": tuple(
+            state[f"{first}.0.out_layers.3.weight"].shape[0] // channels for first in firsts
+        ),
         "blocks": numbers // levels - 1,
         "attention": tuple(size >> n for n, first in enumerate(firsts) if f"{first}.1.qkv.weight" in state),
         "size": size,

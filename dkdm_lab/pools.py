@@ -9,17 +9,18 @@ One evaluation of the teacher on a batch gives both the student's target and the
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from dkdm_lab.diffusion import Batch, GaussianDiffusion
+from dkdm_lab.diffusion import Batch, GaussianDiffusion, progress_bar
 
 WARMUPS = ("full", "respaced", "harvest")
 
 
 class Pool:
-    """A set of noisy samples ``x`` ``[size, *shape]`` at levels ``t`` ``[size]``, and the turn that moves them.
+    """Noisy samples ``x`` ``[size, *shape]`` at levels ``t`` ``[size]``, and the turn that moves them.
 
     An endless iterator of :class:`Batch`. Use one of the three methods below. shape: of one sample,
     the teacher's own by default. discard: probability p that a turn's batch is not shown to the student
@@ -69,7 +70,10 @@ class Pool:
             eps, v = self._evaluate(x_t, t)  # the one evaluation: target and next sample
             target = self.diffusion.p(x_t, t, eps, v, clip=self.diffusion.clip)
             self._replace(index, self.diffusion.step(target, t - 1, self._noise(len(t))), t - 1)
-            if self.discard == 0 or torch.rand((), generator=self._generator, device=self.device) >= self.discard:
+            if (
+                self.discard == 0
+                or torch.rand((), generator=self._generator, device=self.device) >= self.discard
+            ):
                 return Batch(x_t, t, eps, target if v is not None else None)
 
     @torch.no_grad()
@@ -81,7 +85,7 @@ class Pool:
         if self.warmup is None:
             self.x, self.t = self._noise(self.size), torch.full((self.size,), top, device=self.device)
             return
-        with tqdm(desc=f"{self.warmup} warm-up", unit=" evaluations", disable=not progress, leave=False) as bar:
+        with progress_bar(desc=f"{self.warmup} warm-up", unit=" evaluations", show=progress) as bar:
             fill = {"full": self._fill_full, "respaced": self._fill_respaced, "harvest": self._fill_harvest}
             self.x, self.t = fill[self.warmup](bar)
 
@@ -139,7 +143,7 @@ class Pool:
         """From noise at the top through falling ``levels`` to a uniform t of each sample's own."""
         goal = torch.randint(self.diffusion.T, (self.size,), generator=self._generator, device=self.device)
         x = self._noise(self.size)
-        for level, below in zip(levels[:-1], levels[1:], strict=True):
+        for level, below in pairwise(levels):
             moving = (goal < level).nonzero()[:, 0]
             x[moving] = self._jump(x[moving], level, goal[moving].clamp(min=below), bar)
         return x, goal
@@ -157,7 +161,7 @@ class Pool:
         strata = torch.arange(n, device=self.device)
         goal = ((strata + torch.rand(n, generator=self._generator, device=self.device)) * T / n).long()
         goal = goal.clamp(max=T - 1)
-        shares = [((goal >= low) & (goal < high)).nonzero()[:, 0] for low, high in zip(edges, edges[1:], strict=False)]
+        shares = [((goal >= low) & (goal < high)).nonzero()[:, 0] for low, high in pairwise(edges)]
         chains = self._noise(max(map(len, shares)))
         x, level = self._noise(n), T - 1
         for low, share in zip(edges[-2::-1], shares[::-1], strict=True):

@@ -79,11 +79,6 @@ class Run:
         return "-".join([self.method, f"seed{self.seed}", *others])
 
     @property
-    def is_preset(self) -> bool:
-        """Whether every setting is the preset's own; only such a run enters the ledger."""
-        return self.name == f"{self.method}-seed{self.seed}"
-
-    @property
     def folder(self) -> Path:
         return cache_dir() / "runs" / self.preset.name / self.name
 
@@ -126,7 +121,12 @@ class Run:
         options = {"batch_size": p.batch_size, "seed": self.seed + 1, "device": device()}
         if self.method == "data-free":
             synthetic = self.diffusion.sample(
-                teacher, p.synthetic_images, p.synthetic_steps, seed=self.seed + 2, device=device(), progress=progress
+                teacher,
+                p.synthetic_images,
+                p.synthetic_steps,
+                seed=self.seed + 2,
+                device=device(),
+                progress=progress,
             )
             data = synthetic if p.data == "toy" else to_uint8(synthetic)
             source = NoisedImages(self.diffusion, data, **options)
@@ -208,10 +208,15 @@ class Run:
         sample_seed = self.seed + 3
         x = self.diffusion.sample(denoiser, p.samples, p.steps, seed=sample_seed, device=device())
         if p.data == "toy":
-            return {"energy-distance": energy_distance(x, GaussianMixture.ring().sample(p.samples, seed=4)), "N": len(x)}
+            return {
+                "energy-distance": energy_distance(x, GaussianMixture.ring().sample(p.samples, seed=4)),
+                "N": len(x),
+            }
         if p.data == "digits":
             return score(to_uint8(x), "digits", "digits", metrics=("FID", "precision", "recall"))
-        return score(to_uint8(x), f"{p.data}-train", "inception", metrics=("FID", "KID", "precision", "recall"))
+        return score(
+            to_uint8(x), f"{p.data}-train", "inception", metrics=("FID", "KID", "precision", "recall")
+        )
 
     def _check_settings(self) -> None:
         file = self.folder / "settings.json"
@@ -224,6 +229,11 @@ class Run:
                     f"{self.folder}: this run was made with {key} = {found.get(key)!r}, expected "
                     f"{self.settings.get(key)!r}; move the folder away to run anew"
                 )
+
+
+def curve(result: dict, metric: str) -> tuple[list[int], list[float]]:
+    """Iterations and values of a metric over a run's training, from its result."""
+    return [point["iteration"] for point in result["curve"]], [point[metric] for point in result["curve"]]
 
 
 def device() -> torch.device:
@@ -288,46 +298,3 @@ def _explained(folder: Path):
             f"{folder}: {reasons[error.errno]}; runs need a writable data_cache with space "
             "(set DKDM_DATA_CACHE to use another folder)",
         ) from error
-
-
-# -- the ledger ---------------------------------------------------------------------------------------
-
-
-def ledger_dir() -> Path:
-    """``book/results`` of this checkout."""
-    return Path(__file__).resolve().parent.parent / "book" / "results"
-
-
-def enter_ledger(run: Run) -> Path:
-    """Copy a finished run's result into the ledger; only runs with the preset's own settings or named
-    deviations from them, and always under their full name."""
-    file = ledger_dir() / run.preset.name / f"{run.name}.json"
-    write_json(file, run.result())
-    return file
-
-
-def ledger(preset: str) -> list[dict]:
-    """Every result of a preset in the ledger, by name."""
-    return [json.loads(file.read_text()) for file in sorted((ledger_dir() / preset).glob("*.json"))]
-
-
-def summary(preset: str, metric: str, where: dict | None = None) -> dict[str, tuple[float, float, int]]:
-    """Mean, sample standard deviation and number of seeds of a metric, by method.
-
-    where: settings a result must have; a result with a setting other than the preset's own counts only
-    where ``where`` names that setting.
-    """
-    own, where = dataclasses.asdict(PRESETS[preset]), where or {}
-    values: dict[str, list[float]] = {}
-    for result in ledger(preset):
-        settings = result["settings"]
-        expected = {k: where.get(k, own.get(k)) for k in settings if k in own or k in where}
-        if all(settings[k] == v for k, v in expected.items() if k != "method"):
-            values.setdefault(settings["method"], []).append(result["metrics"][metric])
-    rows = {m: torch.tensor(v, dtype=torch.float64) for m, v in values.items()}
-    return {
-        m: (float(v.mean()), float(v.std()) if len(v) > 1 else float("nan"), len(v))
-        for m, v in rows.items()
-    }
-
-

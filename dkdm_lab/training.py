@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from tqdm.auto import tqdm
 
-from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.diffusion import GaussianDiffusion, progress_bar
 from dkdm_lab.losses import dkdm_loss
 from dkdm_lab.networks import Denoiser
 
@@ -81,9 +80,8 @@ def train(
         history, start = History(**state["history"]), state["iteration"]
         sums, counted = state["sums"].to(accelerator.device), state["counted"]
 
-    bar = tqdm(
-        range(start, iterations), desc=description, initial=start, total=iterations, disable=not progress, leave=False
-    )
+    steps = range(start, iterations)
+    bar = progress_bar(steps, desc=description, initial=start, total=iterations, show=progress)
     for step in bar:
         batch = next(source)
         with accelerator.autocast():
@@ -154,4 +152,6 @@ def _read_checkpoint(path) -> dict:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path}: the checkpoint cannot be read ({error}); delete it to start again") from error
+        raise ValueError(
+            f"{path}: the checkpoint cannot be read ({error}); delete it to start again"
+        ) from error

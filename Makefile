@@ -1,0 +1,45 @@
+# Every target is a thin line over the tool it names. Settings: make book PRESET=toy, make test PYTHON=python3.12
+PYTHON ?= python3
+VENV   ?= .venv
+PRESET ?= digits
+
+BIN       = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+NOTEBOOKS = $(patsubst %.py,%.ipynb,$(sort $(wildcard book/[0-9]*.py)))
+
+.PHONY: help book test lab site lint clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+book: $(INSTALLED)  ## run every chapter of PRESET, then build the site
+	$(BIN)/dkdm run --preset $(PRESET)
+	@$(MAKE) --no-print-directory site
+
+test: lint  ## run the linters, the tests, and every chapter once more
+	$(BIN)/pytest --nbval-lax --nbval-cell-timeout=1800 tests $(NOTEBOOKS)
+
+lab: $(INSTALLED)  ## open JupyterLab on the book
+	$(BIN)/jupyter-lab --LabApp.default_url=/lab/tree/book
+
+site: $(INSTALLED)  ## build the site from the executed chapters; any warning is an error
+	$(BIN)/jupyter-book build book --config _config.yml --path-output . --all -W -n --keep-going
+	@echo "The site lies at $(CURDIR)/_build/html/index.html"
+
+lint: $(INSTALLED)  ## check the code, its format, and that each .ipynb is its .py
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@for ipynb in $(NOTEBOOKS); do \
+	  $(BIN)/jupytext --quiet --test --to py:percent $$ipynb && \
+	  $(BIN)/jupytext --quiet --to py:percent --opt notebook_metadata_filter=kernelspec,-all --output - $$ipynb \
+	    | diff $${ipynb%.ipynb}.py - || { echo "$$ipynb is not its .py: run dkdm run --chapters"; exit 1; }; \
+	done
+
+clean:  ## remove what can be built again in minutes; .venv and data_cache stay
+	rm -rf _build .pytest_cache .ruff_cache *.egg-info
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "DKDM Lab needs Python 3.11 or newer; $(PYTHON) is %s. Try: make PYTHON=python3.11" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,137 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 0. The question
+#
+# *The paper's introduction and Figs. 1 and 2.*
+#
+# A diffusion model learns from data. The best ones learn from billions of images. Suppose someone gives you
+# such a model and not the images. Can you train a **new** model, of another size or another kind, from the old
+# one alone?
+#
+# Xiang et al. {cite}`xiang2025dkdm` call this *data-free knowledge distillation for diffusion models*, DKDM,
+# and answer yes. This book rebuilds their answer from its first equation and checks it with numbers.
+#
+# **What you'll do.** Train a model from another model, without any data, in a few seconds.
+#
+# **What you'll learn.** What the three ways of training are, and where this book leads.
+#
+# **What you need.** Some Python and some PyTorch. No GPU and no download.
+
+# %% tags=["parameters"]
+iterations = 1500
+seed = 0
+
+# %%
+import torch
+
+from dkdm_lab import networks, plots, presets
+from dkdm_lab.data import GaussianMixture
+from dkdm_lab.evaluation import energy_distance
+from dkdm_lab.pools import DynamicPool
+from dkdm_lab.training import train
+
+plots.use_style()
+settings = presets.get("toy")  # points in the plane, whatever the rest of the book runs on
+diffusion = settings.diffusion()
+
+# %% [markdown]
+# ## Three ways to train
+#
+# A diffusion model trains on triples: a noisy sample $x^t$, its noise level $t$, and the noise $\epsilon$ that
+# was added. The three ways below differ in one thing only: **where the triple comes from**.
+
+# %%
+plots.paradigms()
+
+# %% [markdown]
+# Read each row from left to right. *Data-based training* noises real samples. *Data-free training* first lets the
+# old model, the **teacher**, generate a data set of its own, at the price of many denoising steps an image, and
+# then goes on as if that were real. *DKDM* never finishes an image. The teacher takes a single denoising step, the
+# new model, the **student**, learns from that step, and the half-denoised sample goes back to wait for its next
+# turn.
+#
+# ## The whole book in one minute
+#
+# Here are the eight clusters that play the part of the data. The teacher knows them exactly: for a mixture of
+# Gaussians the perfect denoiser can be written down. The student is a small neural network that has seen nothing.
+
+# %%
+data = GaussianMixture.ring()
+teacher = data.denoiser(diffusion)
+torch.manual_seed(seed)
+student = networks.build(settings.student)
+
+# %% [markdown]
+# A *pool* holds noisy samples. At every turn the teacher denoises a random batch of them by one step, and the
+# student is trained on what the teacher did. No sample of the data is touched from here on.
+
+# %%
+pool = DynamicPool(diffusion, teacher, settings.batch_size, rho=settings.rho, seed=seed)
+student, history = train(student, pool, diffusion, iterations, lr=settings.lr, ema=settings.ema)
+distilled = diffusion.sample(student, 1000, steps=50, seed=seed)
+
+# %%
+reference = data.sample(1000, seed=1)
+plots.points(
+    {
+        "noise, the start": torch.randn(1000, 2),
+        "distilled student": distilled,
+        "teacher": diffusion.sample(teacher, 1000, steps=50),
+    },
+    reference=reference,
+)
+
+# %% [markdown]
+# Grey: the data, drawn for your eyes only. Orange: samples. Both networks start from the noise on the left. The
+# student's points fall on all eight clusters, as the teacher's do. The energy distance to the data says the same
+# in one number: for two sets of data it would be zero on average.
+
+# %%
+noise, after = (energy_distance(x, reference) for x in (torch.randn(1000, 2), distilled))
+print(f"noise: {noise:.3f}   distilled student: {after:.3f}")
+assert after < noise / 10
+
+# %% [markdown]
+# ## How to use this book
+#
+# Each chapter takes one idea of the paper, and goes: equation, short code, figure, and an `assert` that says in
+# code what the prose just claimed. If a claim were wrong, the chapter would stop.
+#
+# | part | chapters | the paper |
+# |---|---|---|
+# | I. The idea | [](01_diffusion), [](02_teacher) | Secs. 2 and 7 |
+# | II. The method | [](03_dkdm_objective), [](04_iterative), [](05_shuffled), [](06_dynamic) | Sec. 3 |
+#
+# There are **two kinds of numbers**. What a chapter computes while it runs is *live*: one seed, small networks,
+# minutes on a laptop. Beside it stands the *ledger*, the folder `book/results/`: longer runs over several seeds,
+# committed with their settings, versions and hardware. Tables from the ledger say so in their first line.
+#
+# Most chapters run on scikit-learn's 1,797 handwritten digits, because they are real images and need no download.
+# Digits are judged by *digits-FID*, a Fréchet distance in the features of a small digit classifier. It is not the
+# FID of the paper and its values cannot be compared with it; their order can.
+#
+# In JupyterLab, change the cell tagged *parameters* and run again. From a shell,
+# `dkdm run --preset cifar10` executes the same chapters at the paper's size, where there is a GPU and time.
+#
+# ## Limits
+#
+# The teacher of this chapter is perfect and its world has two dimensions. Neither is true in practice. The next
+# chapters give up both, one after the other.
+#
+# ## Exercises
+#
+# 1. Set `iterations = 50`. Which clusters does the student find first, and why not all at once?
+# 2. Replace `GaussianMixture.ring()` by a ring of 16 modes. Does the same student still suffice?
+# 3. The pool's `rho` decides how many samples it holds. Make it so small that the pool is one batch. What changes?
+#
+# ## Further reading
+#
+# The paper {cite}`xiang2025dkdm`; knowledge distillation as it began {cite}`hinton2015distilling`; diffusion models
+# as they began {cite}`sohl2015deep`.

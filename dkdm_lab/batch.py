@@ -1,0 +1,135 @@
+"""Chapters without a browser: papermill runs each in a process of its own, from its .py source."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import papermill
+from papermill.exceptions import PapermillExecutionError
+
+from dkdm_lab import presets
+from dkdm_lab.data import cache_dir
+
+BOOK = Path(__file__).resolve().parent.parent / "book"
+DEFAULT_PRESET = "digits"
+
+
+def chapters(which: list[str] | None = None, book: Path = BOOK) -> list[Path]:
+    """The sources of the book's chapters, all or those whose name or number is listed, in order."""
+    sources = sorted(book.glob("[0-9][0-9]_*.py"))
+    if which is None:
+        return sources
+    by_name = {source.stem: source for source in sources} | {source.stem[:2]: source for source in sources}
+    for name in which:
+        if name not in by_name:
+            raise ValueError(f"chapter: found {name!r}, expected one of {', '.join(s.stem for s in sources)}")
+    return sorted({by_name[name] for name in which})
+
+
+def run_chapters(
+    preset: str = DEFAULT_PRESET,
+    which: list[str] | None = None,
+    settings: dict | None = None,
+    book: Path = BOOK,
+) -> list[Path]:
+    """Execute chapters one after another; returns the notebooks written.
+
+    The default preset without ``settings`` renews the book's own notebooks; anything else is written to
+    ``data_cache/batch/<preset>/``, so that the committed book stays what it is. settings: chapter
+    parameters to set; a name that a chapter has no parameter for is refused before anything runs.
+
+    A chapter that fails leaves its notebook as it was; what ran is kept in ``data_cache/failed/``, and
+    RuntimeError names chapter and cell.
+    """
+    presets.get(preset)
+    parameters = {
+        **({} if preset == DEFAULT_PRESET else {"preset": preset, "live": False}),
+        **(settings or {}),
+    }
+    sources = chapters(which, book)
+    for name in settings or {}:
+        if not any(name in parameter_names(source) for source in sources):
+            known = sorted(set().union(*map(parameter_names, sources)))
+            raise ValueError(f"parameter: found {name!r}, expected one of {', '.join(known)}")
+    folder = book if not parameters else cache_dir() / "batch" / preset
+    written = []
+    for number, source in enumerate(sources, 1):
+        print(f"[{number}/{len(sources)}] {source.stem}", flush=True)
+        mine = {name: value for name, value in parameters.items() if name in parameter_names(source)}
+        target = folder / f"{source.stem}.ipynb"
+        # One process a chapter: kernels leak, and a crash takes no other chapter along.
+        child = subprocess.run([sys.executable, "-m", "dkdm_lab.batch", source, target, repr(mine)])
+        if child.returncode:
+            raise RuntimeError(f"{source.stem} failed; the chapters after it were not run")
+        written.append(target)
+    return written
+
+
+def parameter_names(source: Path) -> set[str]:
+    """The names in a chapter's cell tagged ``parameters``, as papermill reads them."""
+    return set(papermill.inspect_notebook(_as_notebook(source)))
+
+
+def _as_notebook(source: Path) -> nbformat.NotebookNode:
+    notebook = jupytext.read(source)
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"  # the same ids every time, so that a diff shows only changes
+    return notebook
+
+
+def _execute(source: Path, target: Path, parameters: dict) -> str | None:
+    """Run one chapter into ``target``; returns a sentence on what failed, or None."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = target.with_name(f".{target.name}")
+    # Bars are for people: papermill's own, already imported, goes to the terminal; the chapter's stay out
+    # of its outputs. No widget or colour that only this machine shows.
+    os.environ["TQDM_DISABLE"] = "1"
+    problem = None
+    try:
+        papermill.execute_notebook(
+            _as_notebook(source),
+            scratch,
+            parameters,
+            cwd=source.parent,
+            kernel_name="python3",
+            log_output=False,
+        )
+    except PapermillExecutionError as error:
+        where = f"cell {error.cell_index} (In [{error.exec_count}])"
+        problem = f"{source.stem} failed in {where}: {error.ename}: {error.evalue}"
+    except Exception as error:  # a kernel that died, a full disk: named too, with the same care
+        problem = f"{source.stem} failed: {type(error).__name__}: {error}"
+    if problem is None:
+        notebook = nbformat.read(scratch, as_version=4)
+        _clean(notebook)
+        nbformat.write(notebook, scratch)
+        os.replace(scratch, target)
+    elif scratch.exists():
+        kept = cache_dir() / "failed" / target.name
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(scratch, kept)
+        problem += f"\nas far as it ran: {kept}"
+    return problem
+
+
+def _clean(notebook: nbformat.NotebookNode) -> None:
+    """Remove what papermill notes about this machine and this minute."""
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if not cell.metadata.get("tags"):
+            cell.metadata.pop("tags", None)
+
+
+if __name__ == "__main__":
+    import ast
+
+    failure = _execute(Path(sys.argv[1]), Path(sys.argv[2]), ast.literal_eval(sys.argv[3]))
+    if failure:
+        sys.exit(failure)

@@ -1,0 +1,107 @@
+"""The ledger, ``book/results/<preset>/*.json``: every number the book quotes, with how it was made."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from dkdm_lab.presets import PRESETS
+from dkdm_lab.runs import METHODS, Run, write_json
+
+
+def folder() -> Path:
+    """``book/results`` of this checkout."""
+    return Path(__file__).resolve().parent.parent / "book" / "results"
+
+
+def enter(run: Run) -> Path:
+    """Copy a run's result into the ledger (running it first if need be); the name says what differs
+    from the preset."""
+    file = folder() / run.preset.name / f"{run.name}.json"
+    write_json(file, run.result())
+    return file
+
+
+def results(preset: str) -> list[dict]:
+    """Every result of a preset in the ledger, by name."""
+    return [json.loads(file.read_text()) for file in sorted((folder() / preset).glob("*.json"))]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (nan for one value) of ``n`` seeds; printed as "mean ± std"."""
+
+    mean: float
+    std: float
+    n: int
+
+    def __str__(self) -> str:
+        digits = max(0, 1 - math.floor(math.log10(abs(self.mean)))) if self.mean else 2
+        spread = "" if self.n < 2 else f" ± {self.std:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread}"
+
+
+def spread(values: list[float]) -> Spread:
+    """The spread of some values, one a seed."""
+    return Spread(
+        statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values)
+    )
+
+
+def summary(preset: str, metric: str, where: dict | None = None) -> dict[str, Spread]:
+    """The spread of a metric over the ledger's seeds, by method.
+
+    Only results with the preset's own settings count, but for those that ``where`` names.
+    """
+    values: dict[str, list[float]] = {}
+    for result in results(preset):
+        if _has(result["settings"], preset, where or {}):
+            values.setdefault(result["settings"]["method"], []).append(result["metrics"][metric])
+    return {method: spread(of_seeds) for method, of_seeds in values.items()}
+
+
+def _has(settings: dict, preset: str, where: dict) -> bool:
+    """Whether a result has the settings ``where`` and is otherwise the preset's own."""
+    own = dataclasses.asdict(PRESETS[preset]) | where
+    return (
+        all(value == own[name] for name, value in settings.items() if name in own)
+        and where.keys() <= settings.keys()
+    )
+
+
+class Table(str):
+    """A Markdown table that a notebook shows as one."""
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def table(preset: str, methods: tuple[str, ...] = METHODS, where: dict | None = None) -> Table:
+    """The ledger's results of a preset: mean and sample standard deviation over seeds, best first.
+
+    where: settings other than the preset's own, as in :func:`summary`.
+    """
+    found = [r for r in results(preset) if _has(r["settings"], preset, where or {})]
+    rows, metrics = [], [m for m in (found[0]["metrics"] if found else {}) if m != "N"]
+    for method in methods:
+        mine = [r for r in found if r["settings"]["method"] == method]
+        if mine:
+            seeds = ", ".join(str(r["settings"]["seed"]) for r in mine)
+            spreads = [spread([r["metrics"][m] for r in mine]) for m in metrics]
+            cost = mine[0].get("teacher_evaluations", 0)
+            rows.append((spreads[0], [method, *map(str, spreads), f"{cost:,}", seeds]))
+    if not rows:
+        return Table(f"Ledger, preset `{preset}`: not run.")
+    own = PRESETS[preset]
+    head = (
+        f"Ledger, preset `{preset}`: students of {own.iterations:,} iterations, {own.steps} sampling steps, "
+        f"N = {own.samples:,}\n\n"
+    )
+    names = ["method", *metrics, "teacher evaluations", "seeds"]
+    lines = ["| " + " | ".join(names) + " |", "|---" + "|--:" * (len(names) - 1) + "|"]
+    lines += ["| " + " | ".join(cells) + " |" for _, cells in sorted(rows, key=lambda row: row[0].mean)]
+    return Table(head + "\n".join(lines))

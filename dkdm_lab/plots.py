@@ -1,0 +1,203 @@
+"""Figures: one look for the whole book. Every function returns the figure it drew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+# One colour a method, the same in every chapter; chosen to be told apart by colour-blind readers.
+COLOURS = {
+    "teacher": "#444444",
+    "data-based": "#0072B2",
+    "data-free": "#E69F00",
+    "iterative": "#CC79A7",
+    "shuffled": "#009E73",
+    "dynamic": "#D55E00",
+}
+
+STYLE = {
+    "figure.dpi": 90,
+    "savefig.facecolor": "white",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 11,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+
+
+def use_style() -> None:
+    """Set the book's look for every figure that follows."""
+    plt.rcParams.update(STYLE)
+
+
+def image_grid(images: Tensor, columns: int = 10, title: str | None = None, cell: float = 0.55) -> Figure:
+    """uint8 images ``[N, C, H, W]`` in rows of ``columns``."""
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(columns * cell, rows * cell + (0.35 if title else 0)), squeeze=False
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image in zip(axes.flat, images, strict=False):
+        axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    figure.subplots_adjust(0, 0, 1, 0.9 if title else 1, 0.06, 0.06)
+    plt.close(figure)
+    return figure
+
+
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x_label: str,
+    y_label: str,
+    *,
+    log_y: bool = False,
+    title: str | None = None,
+    level: tuple[str, float] | None = None,
+) -> Figure:
+    """Named lines ``{name: (x, y)}``; method names keep their colour. level: a dashed horizontal line."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.8))
+    for name, (x, y) in lines.items():
+        axis.plot(
+            x, y, label=name, color=COLOURS.get(name), marker="o" if len(x) <= 12 else None, markersize=4
+        )
+    if level is not None:
+        axis.axhline(
+            level[1], color=COLOURS.get(level[0], "black"), linestyle="--", label=level[0], linewidth=1.2
+        )
+    axis.set(xlabel=x_label, ylabel=y_label, title=title)
+    if log_y:
+        axis.set_yscale("log")
+    axis.legend()
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def smoothed(values: Sequence[float], window: int = 9) -> np.ndarray:
+    """Running mean over ``window`` values, shorter at both ends; for noisy losses."""
+    kernel, values = np.ones(window), np.asarray(values)
+    return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
+
+
+def bars(rows: Mapping[str, tuple[float, float]], x_label: str, title: str | None = None) -> Figure:
+    """Mean and spread a method, best at the top."""
+    figure, axis = plt.subplots(figsize=(6.4, 0.45 * len(rows) + 1.2))
+    ordered = sorted(rows.items(), key=lambda row: -row[1][0])
+    names = [name for name, _ in ordered]
+    means, spreads = zip(*(value for _, value in ordered), strict=True)
+    axis.barh(
+        names, means, xerr=spreads, color=[COLOURS.get(n, "#888888") for n in names], height=0.6, capsize=3
+    )
+    axis.set(xlabel=x_label, title=title)
+    axis.grid(axis="y", visible=False)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def points(panels: Mapping[str, Tensor], limit: float = 1.6, reference: Tensor | None = None) -> Figure:
+    """Sets of points in the plane side by side, ``{title: [N, 2]}``, each over a grey reference."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.3), squeeze=False)
+    for axis, (title, x) in zip(axes.flat, panels.items(), strict=True):
+        if reference is not None:
+            axis.scatter(*reference.T, s=3, color="#bbbbbb", linewidths=0)
+        axis.scatter(*x.T, s=4, color="#D55E00", linewidths=0)
+        axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", title=title)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def pool_points(x: Tensor, t: Tensor, T: int, limit: float = 3.2) -> Figure:
+    """A toy pool: its points in the plane coloured by t, and the histogram of t."""
+    figure, (plane, counts) = plt.subplots(1, 2, figsize=(7.6, 3.3), width_ratios=(1, 1.15))
+    cloud = plane.scatter(*x.T, c=t, s=5, cmap="viridis", vmin=0, vmax=T - 1, linewidths=0)
+    plane.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    figure.colorbar(cloud, ax=plane, label="t", fraction=0.046)
+    _histogram(counts, t, T)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def pool_images(x: Tensor, t: Tensor, T: int, columns: int = 8, rows: int = 4) -> Figure:
+    """An image pool: a few of its samples (uint8), noisiest first, and the histogram of t."""
+    figure, (sheet, counts) = plt.subplots(1, 2, figsize=(7.6, 3.0), width_ratios=(1.25, 1))
+    order = t.argsort(descending=True)
+    shown = x[order[np.linspace(0, len(order) - 1, rows * columns).astype(int)]]
+    channels, height, width = shown.shape[1:]
+    mosaic = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 255, dtype=np.uint8)
+    for number, image in enumerate(shown.permute(0, 2, 3, 1).numpy()):
+        top, left = number // columns * (height + 1) + 1, number % columns * (width + 1) + 1
+        mosaic[top : top + height, left : left + width] = image
+    sheet.imshow(mosaic.squeeze(-1) if channels == 1 else mosaic, cmap="gray", vmin=0, vmax=255)
+    sheet.axis("off")
+    _histogram(counts, t, T)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def _histogram(axis, t: Tensor, T: int) -> None:
+    axis.hist(t.numpy(), bins=20, range=(0, T), color="#0072B2", rwidth=0.9)
+    axis.axhline(len(t) / 20, color="black", linestyle="--", linewidth=1, label="uniform")
+    axis.set(xlabel="t", ylabel="samples in the pool", ylim=(0, max(3 * len(t) / 20, 1)))
+    axis.legend(loc="upper right")
+
+
+def paradigms() -> Figure:
+    """Figs. 1 and 2 redrawn: where a training batch comes from in each of the three ways."""
+    figure, axes = plt.subplots(3, 1, figsize=(7.6, 5.4))
+    ways = {
+        "data-based training": ["data set", "add noise\nEq. 4", "batch\n$(x^t, t, \\epsilon)$", "new model"],
+        "data-free training": [
+            "teacher",
+            "denoise\n$T$ steps",
+            "synthetic\ndata set",
+            "add noise\nEq. 4",
+            "batch\n$(x^t, t, \\epsilon)$",
+            "new model",
+        ],
+        "DKDM": ["teacher", "denoise\none step", "batch\n$(\\hat x^t, t, \\epsilon_T, p_T)$", "new model"],
+    }
+    colours = {
+        "data set": "#cfe3f3",
+        "synthetic\ndata set": "#fbe3b5",
+        "teacher": "#dddddd",
+        "new model": "#f6d3c2",
+    }
+    for axis, (title, boxes) in zip(axes, ways.items(), strict=True):
+        axis.set(xlim=(0, 6), ylim=(0, 1), title=title)
+        axis.title.set(ha="left", x=0, fontsize=11, fontweight="bold")
+        axis.axis("off")
+        step = 6 / len(boxes)
+        for number, text in enumerate(boxes):
+            centre = step * (number + 0.5)
+            style = {
+                "boxstyle": "round,pad=0.5",
+                "facecolor": colours.get(text, "white"),
+                "edgecolor": "#666666",
+            }
+            axis.text(centre, 0.45, text, ha="center", va="center", bbox=style, fontsize=10)
+            if number:
+                arrow = {"arrowstyle": "-|>", "color": "#444444", "shrinkA": 0, "shrinkB": 0}
+                half = 0.36
+                axis.annotate("", (centre - half, 0.45), (centre - step + half, 0.45), arrowprops=arrow)
+    axes[2].annotate(
+        "the denoised batch goes back into the pool",
+        (1.5 * 1.5, 0.12), (1.5 * 2.5, 0.12),
+        arrowprops={"arrowstyle": "-|>", "color": "#D55E00", "connectionstyle": "arc3,rad=-0.35"},
+        color="#D55E00", fontsize=9, ha="center", va="top",
+    )  # fmt: skip
+    figure.tight_layout()
+    plt.close(figure)
+    return figure

@@ -1,0 +1,68 @@
+"""What every test stands on: a cache of its own, fixed random numbers, the CPU; and the exact toy teacher."""
+
+import shutil
+
+import pytest
+import torch
+
+from dkdm_lab.data import GaussianMixture
+from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.evaluation import digits_classifier
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty data_cache for each test, so that none reads what the user or another test left.
+
+    Set test by test, not for the session: the chapters may run in the same one, with the real cache.
+    """
+    folder = tmp_path / "data_cache"
+    folder.mkdir()
+    monkeypatch.setenv("DKDM_DATA_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_everywhere(monkeypatch):
+    """Every test starts from seed 0 and stays on one thread of the CPU, where runs repeat to the last bit.
+
+    Networks so small gain nothing from threads, and on a busy machine these wait for each other.
+    """
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    torch.set_num_threads(1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained_classifier(tmp_path_factory):
+    """The file of the digits classifier, trained once for all tests: it takes seconds."""
+    folder = tmp_path_factory.mktemp("classifier")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DKDM_DATA_CACHE", str(folder))
+        digits_classifier()
+    return folder / "digits-classifier.pt"
+
+
+@pytest.fixture
+def yardstick(cache, trained_classifier):
+    """The digits classifier, laid into this test's cache."""
+    shutil.copy(trained_classifier, cache)
+
+
+@pytest.fixture
+def diffusion():
+    """The toy preset's process: cosine, T = 100, no clipping."""
+    return GaussianDiffusion.cosine(100, clip=False)
+
+
+@pytest.fixture
+def ring():
+    return GaussianMixture.ring()
+
+
+@pytest.fixture
+def exact_teacher(ring, diffusion):
+    """A teacher without error, as 2-D points have one."""
+    return ring.denoiser(diffusion)

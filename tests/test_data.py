@@ -1,0 +1,240 @@
+"""Images, their levels, and the batches of Algorithm 2."""
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from dkdm_lab.data import NoisedImages, cache_dir, load_images, to_model, to_uint8
+from dkdm_lab.diffusion import GaussianDiffusion
+
+# -- images -------------------------------------------------------------------------------------------
+
+
+def test_digits_are_the_real_ones_of_scikit_learn():
+    images = load_images("digits")
+    assert images.shape == (1797, 1, 8, 8)
+    assert images.dtype == torch.uint8
+    assert len(images.unique()) == 17  # grey levels, spread over all of 0..255
+    assert (int(images.min()), int(images.max())) == (0, 255)
+    assert len(images.flatten(1).unique(dim=0)) == 1797
+
+
+def test_every_grey_level_survives_the_way_to_the_model_and_back():
+    """Exactly, but that ADM cuts instead of rounding: where float32 falls short of a level, one is lost."""
+    levels = torch.arange(256, dtype=torch.uint8)
+    lost = levels.int() - to_uint8(to_model(levels)).int()
+    assert set(lost.tolist()) <= {0, 1}
+    assert torch.equal(to_uint8(levels.double() / 127.5 - 1 + 1e-6), levels)
+
+
+def test_the_model_sees_minus_one_to_one():
+    assert to_model(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+
+
+def test_floats_are_quantised_as_adm_does():
+    x = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.9999, 1.0, 3.0])
+    assert to_uint8(x).tolist() == [0, 0, 63, 127, 254, 255, 255]  # scaled, clamped, cut: not rounded
+
+
+def test_the_cache_is_the_folder_that_the_variable_names(cache, monkeypatch):
+    assert cache_dir() == cache
+    monkeypatch.delenv("DKDM_DATA_CACHE")
+    assert cache_dir().name == "data_cache"
+
+
+def colour_images(n, size=32):
+    return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_cifar10_is_read_from_an_npz(cache, split):
+    images = colour_images(5)
+    (cache / "cifar10").mkdir()
+    np.savez(cache / "cifar10" / f"{split}.npz", x=images)
+    found = load_images("cifar10", split)
+    assert found.is_contiguous()
+    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images)
+
+
+def test_cifar10_is_read_from_torchvisions_own_layout(cache, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)  # ours is smaller than the real one
+    folder = cache / "cifar10" / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    images = colour_images(10)
+    for (file, _), part in zip(CIFAR10.train_list, np.split(images, 5), strict=True):
+        rows = part.transpose(0, 3, 1, 2).reshape(len(part), -1)
+        (folder / file).write_bytes(pickle.dumps({"data": rows, "labels": [0] * len(part)}))
+    names = pickle.dumps({"label_names": [str(k) for k in range(10)]})
+    (folder / CIFAR10.meta["filename"]).write_bytes(names)
+    monkeypatch.setitem(CIFAR10.meta, "md5", None)
+    assert np.array_equal(load_images("cifar10").permute(0, 2, 3, 1).numpy(), images)
+
+
+@pytest.mark.parametrize(
+    "images, found",
+    [
+        (colour_images(2, size=16), r"uint8 of shape \(2, 16, 16, 3\)"),
+        (colour_images(2).transpose(0, 3, 1, 2), r"uint8 of shape \(2, 3, 32, 32\)"),
+        (colour_images(2).astype(np.float32), r"float32 of shape \(2, 32, 32, 3\)"),
+    ],
+)
+def test_other_arrays_are_not_taken_for_cifar10(cache, images, found):
+    (cache / "cifar10").mkdir()
+    np.savez(cache / "cifar10" / "train.npz", x=images)
+    with pytest.raises(ValueError, match=rf"cifar10.*found {found}, expected uint8 \[N, 32, 32, 3\]"):
+        load_images("cifar10")
+
+
+def test_an_array_of_objects_is_not_unpickled(cache):
+    (cache / "cifar10").mkdir()
+    np.savez(cache / "cifar10" / "train.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        load_images("cifar10")
+
+
+@pytest.mark.parametrize(
+    "name, split, message",
+    [
+        ("mnist", "train", "data set: found 'mnist', expected 'digits' or 'cifar10'"),
+        ("cifar10", "val", "cifar10 split: found 'val', expected 'train' or 'test'"),
+    ],
+)
+def test_an_unknown_data_set_is_refused(name, split, message):
+    with pytest.raises(ValueError, match=message):
+        load_images(name, split)
+
+
+# -- the batches of Algorithm 2 -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def process():
+    return GaussianDiffusion.cosine(100)
+
+
+def gentle():
+    """A process of so little noise that float32 keeps x_0 readable in x_t."""
+    return GaussianDiffusion([0.02] * 20)
+
+
+def numbered(n):
+    """Float samples that tell which they are: sample k is the number k, twice."""
+    return torch.arange(n, dtype=torch.float32)[:, None].expand(n, 2).contiguous()
+
+
+def shown(source):
+    """Which numbered samples the next batch is made from."""
+    batch = next(source)
+    return source.diffusion.predict_x0(batch.x_t, batch.t, batch.eps)[:, 0].round().long().tolist()
+
+
+def test_eps_is_the_noise_that_was_added():
+    images = load_images("digits")[:64]
+    batch = next(NoisedImages(gentle(), images, 64))
+    x0 = gentle().predict_x0(batch.x_t, batch.t, batch.eps)
+    differences = (x0[:, None] - to_model(images)).flatten(2).abs().amax(dim=2)  # of each from each image
+    assert float(differences.min(dim=1).values.max()) < 1e-5
+    assert sorted(differences.argmin(dim=1).tolist()) == list(range(64))
+
+
+def test_the_target_is_the_posterior_of_the_image_behind_it(process):
+    data = torch.randn(8, 2)
+    batch = next(NoisedImages(process, data, 8, seed=1))
+    # One image is behind each x_t; of all images' posteriors, one must be the target.
+    errors = torch.stack(
+        [
+            (process.q_posterior(x0.expand(8, 2), batch.x_t, batch.t).mean - batch.target.mean)
+            .abs()
+            .amax(dim=1)
+            for x0 in data
+        ]
+    )
+    assert float(errors.min(dim=0).values.max()) < 1e-6
+    log_variance = process.transition(batch.t).log_beta_tilde.float()
+    assert_close(batch.target.log_variance, log_variance[:, None].expand(8, 2))
+
+
+@pytest.mark.parametrize("data, observed", [(load_images("digits"), True), (numbered(50), False)])
+def test_only_8_bit_images_count_as_observed(process, data, observed):
+    assert next(NoisedImages(process, data, 8)).observed == observed
+
+
+def test_x_t_has_the_moments_of_equation_4(process):
+    """Over many batches, x_t - sqrt(alpha_bar_t) x_0 has mean 0 and variance 1 - alpha_bar_t, at every t."""
+    source = NoisedImages(process, torch.full((1000, 50), 0.5), 1000)
+    batches = list(itertools.islice(source, 20))
+    x_t, t = torch.cat([b.x_t for b in batches]), torch.cat([b.t for b in batches])
+    for level in range(0, 100, 9):
+        alpha_bar = process.alpha_bar[level]
+        noise = (x_t[t == level] - 0.5 * alpha_bar**0.5) / (1 - alpha_bar) ** 0.5
+        # About 200 x 50 normals a level: standard errors 0.01 and 0.014. Five of them.
+        assert abs(float(noise.mean())) < 0.05
+        assert abs(float(noise.var()) - 1) < 0.07
+
+
+def test_t_is_uniform(process):
+    source = NoisedImages(process, torch.zeros(1000, 1), 1000)
+    counts = torch.cat([next(source).t for _ in range(100)]).bincount(minlength=100)
+    chi_square = float(((counts - 1000) ** 2 / 1000).sum())
+    assert len(counts) == 100
+    assert 50 < chi_square < 160  # 99 degrees of freedom: 99 +- 14; one level never drawn adds 1000
+
+
+def test_each_pass_covers_the_data_once_and_in_a_new_order():
+    source = NoisedImages(gentle(), numbered(60), 20)
+    first, second = ([*shown(source), *shown(source), *shown(source)] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(60))
+    assert first != second
+
+
+def test_a_last_batch_that_is_not_full_is_left_out():
+    source = NoisedImages(gentle(), numbered(50), 20)
+    for _ in range(2):
+        two_batches = [*shown(source), *shown(source)]
+        assert len(set(two_batches)) == 40
+
+
+def the_next(source, n=20):
+    return [
+        torch.cat([b.x_t.flatten(), b.t.float(), b.eps.flatten(), b.target.mean.flatten()])
+        for b in itertools.islice(source, n)
+    ]
+
+
+def test_a_loaded_state_gives_the_same_next_20_batches(process, tmp_path):
+    data = load_images("digits")[:100]
+    source, other = NoisedImages(process, data, 32, seed=1), NoisedImages(process, data, 32, seed=2)
+    the_next(source, 7)
+    torch.save(source.state_dict(), tmp_path / "state.pt")
+    expected = the_next(source)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert all(map(torch.equal, the_next(other), expected))
+
+
+def test_seeds_differ_and_repeat(process):
+    first, again, other = (
+        the_next(NoisedImages(process, numbered(50), 8, seed=seed), 3) for seed in (1, 1, 2)
+    )
+    assert all(map(torch.equal, first, again))
+    assert not any(map(torch.equal, first, other))
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (4, 3, 5)])
+def test_samples_may_have_any_shape(process, shape):
+    source = NoisedImages(process, torch.randn(10, *shape), 5)
+    batch = next(source)
+    assert source.shape == shape
+    assert batch.x_t.shape == batch.eps.shape == batch.target.mean.shape == (5, *shape)
+    assert batch.x_t.dtype == torch.float32
+    assert batch.t.shape == (5,)
+
+
+def test_less_data_than_a_batch_is_refused(process):
+    with pytest.raises(ValueError, match="data: found 7 samples, expected at least one batch of 8"):
+        NoisedImages(process, numbered(7), 8)
