@@ -38,7 +38,9 @@ from dkdm_lab.pools import DynamicPool
 from dkdm_lab.training import train
 
 plots.use_style()
-settings = presets.get("toy")  # points in the plane, whatever the rest of the book runs on
+settings = presets.get(
+    "toy"
+)  # points in the plane, whatever the rest of the book runs on
 diffusion = settings.diffusion()
 
 # %% [markdown]
@@ -73,8 +75,12 @@ student = networks.build(settings.student)
 # student is trained on what the teacher did. No sample of the data is touched from here on.
 
 # %%
-pool = DynamicPool(diffusion, teacher, settings.batch_size, rho=settings.rho, seed=seed)
-student, history = train(student, pool, diffusion, iterations, lr=settings.lr, ema=settings.ema)
+pool = DynamicPool(
+    diffusion, teacher, settings.batch_size, rho=settings.rho, seed=seed
+)
+student, history = train(
+    student, pool, diffusion, iterations, lr=settings.lr, ema=settings.ema
+)
 distilled = diffusion.sample(student, 1000, steps=50, seed=seed)
 
 # %%
@@ -94,7 +100,9 @@ plots.points(
 # in one number: for two sets of data it would be zero on average.
 
 # %%
-noise, after = (energy_distance(x, reference) for x in (torch.randn(1000, 2), distilled))
+noise, after = (
+    energy_distance(x, reference) for x in (torch.randn(1000, 2), distilled)
+)
 print(f"noise: {noise:.3f}   distilled student: {after:.3f}")
 assert after < noise / 10
 

@@ -28,7 +28,13 @@ seed = 0
 import torch
 
 from dkdm_lab import plots
-from dkdm_lab.data import GaussianMixture, NoisedImages, load_images, to_model, to_uint8
+from dkdm_lab.data import (
+    GaussianMixture,
+    NoisedImages,
+    load_images,
+    to_model,
+    to_uint8,
+)
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.widgets import frames
 
@@ -60,7 +66,11 @@ generator = torch.Generator().manual_seed(seed)
 # %%
 steps = list(range(T))
 schedules = {"cosine": diffusion, "linear": GaussianDiffusion.linear(T)}
-plots.curves({name: (steps, d.alpha_bar) for name, d in schedules.items()}, "t", r"$\bar\alpha_t$")
+plots.curves(
+    {name: (steps, d.alpha_bar) for name, d in schedules.items()},
+    "t",
+    r"$\bar\alpha_t$",
+)
 
 # %% [markdown]
 # The linear schedule spends many of its last steps on samples that are already noise. The cosine one falls almost
@@ -74,7 +84,12 @@ x0 = to_model(digits)
 noise = torch.randn(x0.shape, generator=generator)
 levels = [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, T - 1]
 noised = [diffusion.q_sample(x0, torch.full((30,), t), noise) for t in levels]
-frames([plots.image_grid(to_uint8(x)) for x in noised], [f"t = {t}" for t in levels], "noise level", start=3)
+frames(
+    [plots.image_grid(to_uint8(x)) for x in noised],
+    [f"t = {t}" for t in levels],
+    "noise level",
+    start=3,
+)
 
 # %% [markdown]
 # Around the middle of the range the digits can still be guessed. A model earns its keep there.
@@ -85,7 +100,9 @@ frames([plots.image_grid(to_uint8(x)) for x in noised], [f"t = {t}" for t in lev
 # %%
 x = torch.full((200_000,), 0.7, dtype=torch.float64)
 for beta in diffusion.betas[:50]:
-    x = (1 - beta) ** 0.5 * x + beta**0.5 * torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    x = (1 - beta) ** 0.5 * x + beta**0.5 * torch.randn(
+        x.shape, generator=generator, dtype=torch.float64
+    )
 
 alpha_bar = diffusion.alpha_bar[49]
 assert abs(x.mean() - alpha_bar**0.5 * 0.7) < 0.01
@@ -109,8 +126,12 @@ assert abs(x.var() - (1 - alpha_bar)) < 0.01
 # %%
 t = torch.full((200_000,), 40)
 clean = torch.full((200_000, 1), 0.7)
-before = diffusion.q_sample(clean, t - 1, torch.randn(clean.shape, generator=generator))
-after = diffusion.q_sample(before, t, torch.randn(clean.shape, generator=generator), s=t - 1)
+before = diffusion.q_sample(
+    clean, t - 1, torch.randn(clean.shape, generator=generator)
+)
+after = diffusion.q_sample(
+    before, t, torch.randn(clean.shape, generator=generator), s=t - 1
+)
 posterior = diffusion.q_posterior(clean, after, t)
 
 residual = before - posterior.mean
@@ -139,14 +160,23 @@ assert abs((residual * after).mean()) < 1e-3  # nothing left for x_t to explain
 
 # %%
 t = torch.tensor([5, 40, 95])
-x_t, eps = torch.randn(3, 1, generator=generator), torch.randn(3, 1, generator=generator)
+x_t, eps = (
+    torch.randn(3, 1, generator=generator),
+    torch.randn(3, 1, generator=generator),
+)
 alpha, beta = (
-    torch.as_tensor(a, dtype=torch.float32)[t][:, None] for a in (1 - diffusion.betas, diffusion.betas)
+    torch.as_tensor(a, dtype=torch.float32)[t][:, None]
+    for a in (1 - diffusion.betas, diffusion.betas)
 )
 bar = torch.as_tensor(diffusion.alpha_bar, dtype=torch.float32)[t][:, None]
 
 p = diffusion.p(x_t, t, eps, v=torch.zeros(3, 1))
-torch.testing.assert_close(p.mean, (x_t - beta / (1 - bar).sqrt() * eps) / alpha.sqrt(), atol=1e-5, rtol=1e-5)
+torch.testing.assert_close(
+    p.mean,
+    (x_t - beta / (1 - bar).sqrt() * eps) / alpha.sqrt(),
+    atol=1e-5,
+    rtol=1e-5,
+)
 
 # %% [markdown]
 # Note that the three samples above had three different `t`. Ordinary samplers move a whole batch at one level. A
@@ -157,7 +187,12 @@ torch.testing.assert_close(p.mean, (x_t - beta / (1 - bar).sqrt() * eps) / alpha
 # %%
 bounds = diffusion.transition(torch.arange(1, T))
 lines = {r"$\beta_t$": bounds.beta, r"$\tilde\beta_t$": bounds.beta_tilde}
-plots.curves({name: (steps[1:], y) for name, y in lines.items()}, "t", "variance of a step", log_y=True)
+plots.curves(
+    {name: (steps[1:], y) for name, y in lines.items()},
+    "t",
+    "variance of a step",
+    log_y=True,
+)
 
 # %% [markdown]
 # They differ near $t = 0$ and nowhere else. With $T = 1000$ they are closer still. The variance matters for the
@@ -177,11 +212,19 @@ plots.curves({name: (steps[1:], y) for name, y in lines.items()}, "t", "variance
 # training needs from the data arrives in a *batch*, and a batch has four parts.
 
 # %%
-batch = next(NoisedImages(diffusion, load_images("digits"), batch_size=4, seed=seed))
+batch = next(
+    NoisedImages(diffusion, load_images("digits"), batch_size=4, seed=seed)
+)
 print("x_t   ", tuple(batch.x_t.shape), "  noisy samples, Eq. 4")
 print("t     ", batch.t.tolist(), "  their levels")
-print("eps   ", tuple(batch.eps.shape), "  what the network shall predict: the noise")
-print("target", tuple(batch.target.mean.shape), "  what its p shall be close to: the posterior, Eq. 5")
+print(
+    "eps   ", tuple(batch.eps.shape), "  what the network shall predict: the noise"
+)
+print(
+    "target",
+    tuple(batch.target.mean.shape),
+    "  what its p shall be close to: the posterior, Eq. 5",
+)
 
 # %% [markdown]
 # Keep this picture in mind. **The whole of DKDM is another way to fill these four fields.**
@@ -212,10 +255,17 @@ def algorithm_3(denoiser, x):
 # %%
 diffusion = GaussianDiffusion.cosine(T, clip=False)
 mixture = GaussianMixture.ring()
-path = algorithm_3(mixture.denoiser(diffusion), torch.randn(1500, 2, generator=generator))
+path = algorithm_3(
+    mixture.denoiser(diffusion), torch.randn(1500, 2, generator=generator)
+)
 reference = mixture.sample(1500, seed=1)
 shown = [*range(0, T, 10), T - 10, T - 5, T]
-pictures = [plots.points({f"after {k} of {T} steps": path[k]}, limit=2.5, reference=reference) for k in shown]
+pictures = [
+    plots.points(
+        {f"after {k} of {T} steps": path[k]}, limit=2.5, reference=reference
+    )
+    for k in shown
+]
 frames(pictures, [f"{k} steps" for k in shown], "denoising", start=len(shown) - 1)
 
 # %% [markdown]
@@ -229,9 +279,17 @@ frames(pictures, [f"{k} steps" for k in shown], "denoising", start=len(shown) - 
 from dkdm_lab.evaluation import energy_distance
 
 exact = mixture.denoiser(diffusion)
-for method, count in [("ddpm", 100), ("ddpm", 50), ("ddpm", 10), ("ddim", 50), ("ddim", 10)]:
+for method, count in [
+    ("ddpm", 100),
+    ("ddpm", 50),
+    ("ddpm", 10),
+    ("ddim", 50),
+    ("ddim", 10),
+]:
     x = diffusion.sample(exact, 1500, count, method=method, seed=seed)
-    print(f"{method}, {count:3d} steps: energy distance {energy_distance(x, reference):+.4f}")
+    print(
+        f"{method}, {count:3d} steps: energy distance {energy_distance(x, reference):+.4f}"
+    )
 floor = energy_distance(mixture.sample(1500, seed=2), reference)
 print(f"two sets of real samples: {floor:+.4f}")
 assert energy_distance(path[-1], reference) < 0.01

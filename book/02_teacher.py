@@ -43,7 +43,9 @@ diffusion = settings.diffusion()
 
 # %%
 images = load_images(settings.data)
-print(f"{len(images):,} images of {images.shape[1]} x {images.shape[2]} x {images.shape[3]}, {images.dtype}")
+print(
+    f"{len(images):,} images of {images.shape[1]} x {images.shape[2]} x {images.shape[3]}, {images.dtype}"
+)
 plots.image_grid(images[:40], columns=20)
 
 # %% [markdown]
@@ -53,7 +55,15 @@ plots.image_grid(images[:40], columns=20)
 # exactly. The table counts parameters; the first five are those of the paper's Table 8, to the last one.
 
 # %% tags=["nbval-check-output"]
-for name in ("cnn-57m", "cnn-44m", "cnn-32m", "cnn-24m", "cnn-14m", "digits-teacher", "digits-student"):
+for name in (
+    "cnn-57m",
+    "cnn-44m",
+    "cnn-32m",
+    "cnn-24m",
+    "cnn-14m",
+    "digits-teacher",
+    "digits-student",
+):
     with torch.device("meta"):  # shapes only, no memory
         print(f"{name:15s}{networks.build(name).parameter_count:12,}")
 
@@ -81,7 +91,10 @@ print(run.name)
 
 # %%
 history = result["loss"]
-loss = {key: (history["iteration"], plots.smoothed(history[key])) for key in ("simple", "vlb")}
+loss = {
+    key: (history["iteration"], plots.smoothed(history[key]))
+    for key in ("simple", "vlb")
+}
 plots.curves(loss, "iteration", "loss", log_y=True)
 
 # %% [markdown]
@@ -91,7 +104,9 @@ plots.curves(loss, "iteration", "loss", log_y=True)
 # ## Its samples
 
 # %%
-samples = to_uint8(diffusion.sample(teacher, 40, settings.steps, seed=seed, device=runs.device()))
+samples = to_uint8(
+    diffusion.sample(teacher, 40, settings.steps, seed=seed, device=runs.device())
+)
 plots.image_grid(samples, columns=20)
 
 # %% [markdown]
@@ -119,10 +134,17 @@ for metric, value in result["metrics"].items():
 # %%
 order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
 half, other = images[order[: len(images) // 2]], images[order[len(images) // 2 :]]
-noise = torch.randint(0, 256, images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+noise = torch.randint(
+    0,
+    256,
+    images.shape,
+    dtype=torch.uint8,
+    generator=torch.Generator().manual_seed(seed),
+)
 features = "digits" if settings.data == "digits" else "inception"
 halves, worst = (
-    score(x, y, features, metrics=("FID",))[settings.metric] for x, y in ((half, other), (noise, images))
+    score(x, y, features, metrics=("FID",))[settings.metric]
+    for x, y in ((half, other), (noise, images))
 )
 print(f"half against half: {halves:.1f}   noise: {worst:.0f}")
 assert result["metrics"][settings.metric] < worst / 20
@@ -136,7 +158,12 @@ assert result["metrics"][settings.metric] < worst / 20
 # The teacher got to its score like this:
 
 # %%
-plots.curves({"teacher": runs.curve(result, settings.metric)}, "iteration", settings.metric, log_y=True)
+plots.curves(
+    {"teacher": runs.curve(result, settings.metric)},
+    "iteration",
+    settings.metric,
+    log_y=True,
+)
 
 # %% [markdown]
 # ## Kept in a format others read
@@ -149,9 +176,15 @@ from diffusers import DDPMPipeline
 pipeline = DDPMPipeline.from_pretrained(run.folder / "model")
 pipeline.set_progress_bar_config(disable=True)
 pictures = pipeline(
-    batch_size=1, num_inference_steps=settings.steps, generator=torch.Generator().manual_seed(seed)
+    batch_size=1,
+    num_inference_steps=settings.steps,
+    generator=torch.Generator().manual_seed(seed),
 )
-print(type(pipeline.unet).__name__, pipeline.scheduler.config.variance_type, pictures.images[0].size)
+print(
+    type(pipeline.unet).__name__,
+    pipeline.scheduler.config.variance_type,
+    pictures.images[0].size,
+)
 
 # %% [markdown]
 # ## In the authors' code

@@ -36,7 +36,9 @@ from dkdm_lab.losses import dkdm_loss
 from dkdm_lab.training import train
 
 plots.use_style()
-settings = presets.get("toy")  # a teacher without error, so that what is exact can be seen to be exact
+settings = presets.get(
+    "toy"
+)  # a teacher without error, so that what is exact can be seen to be exact
 diffusion = settings.diffusion()
 mixture = GaussianMixture.ring()
 teacher = mixture.denoiser(diffusion)
@@ -87,31 +89,56 @@ points = mixture.sample(40_000, seed=11)
 held_out = next(NoisedImages(diffusion, points, batch_size=40_000, seed=12))
 with torch.no_grad():
     eps, v = teacher(held_out.x_t, held_out.t)
-taught = Batch(held_out.x_t, held_out.t, eps, diffusion.p(held_out.x_t, held_out.t, eps, v))
-inside = held_out.t > 0  # at t = 0 the posterior is a point and its KL is not defined
+taught = Batch(
+    held_out.x_t, held_out.t, eps, diffusion.p(held_out.x_t, held_out.t, eps, v)
+)
+inside = (
+    held_out.t > 0
+)  # at t = 0 the posterior is a point and its KL is not defined
 measured = []
 
 
 def measure(iteration, student, _):
     with torch.no_grad():
         answer = student(held_out.x_t, held_out.t)
-        both = [dkdm_loss(diffusion, batch, *answer) for batch in (held_out, taught)]
-    measured.append([iteration, *(float(part[inside].mean()) for loss in both for part in loss[:2])])
+        both = [
+            dkdm_loss(diffusion, batch, *answer) for batch in (held_out, taught)
+        ]
+    measured.append(
+        [
+            iteration,
+            *(float(part[inside].mean()) for loss in both for part in loss[:2]),
+        ]
+    )
 
 
 # %%
 at = tuple(range(iterations // 20, iterations + 1, iterations // 20))
 torch.manual_seed(seed)
 student = networks.build(settings.student)
-source = TaughtImages(diffusion, mixture.sample(50_000), settings.batch_size, seed=seed)
-student, history = train(
-    student, source, diffusion, iterations, lr=settings.lr, ema=settings.ema, callback=measure, callback_at=at
+source = TaughtImages(
+    diffusion, mixture.sample(50_000), settings.batch_size, seed=seed
 )
-when, simple, vlb, simple_taught, vlb_taught = map(torch.tensor, zip(*measured, strict=True))
+student, history = train(
+    student,
+    source,
+    diffusion,
+    iterations,
+    lr=settings.lr,
+    ema=settings.ema,
+    callback=measure,
+    callback_at=at,
+)
+when, simple, vlb, simple_taught, vlb_taught = map(
+    torch.tensor, zip(*measured, strict=True)
+)
 
 # %%
 plots.curves(
-    {"Eq. 11, with the data": (when, simple), "Eq. 15, without": (when, simple_taught)},
+    {
+        "Eq. 11, with the data": (when, simple),
+        "Eq. 15, without": (when, simple_taught),
+    },
     "iteration",
     "squared error",
 )
@@ -132,8 +159,12 @@ plots.curves(
 # %%
 own = dkdm_loss(diffusion, held_out, eps, v)
 gap_simple, gap_vlb = simple - simple_taught, vlb - vlb_taught
-print(f"squared error: gap {gap_simple[-1]:.4f}, teacher's own loss {own.simple[inside].mean():.4f}")
-print(f"KL in bits:    gap {gap_vlb[-1]:.4f}, teacher's own loss {own.vlb[inside].mean():.4f}")
+print(
+    f"squared error: gap {gap_simple[-1]:.4f}, teacher's own loss {own.simple[inside].mean():.4f}"
+)
+print(
+    f"KL in bits:    gap {gap_vlb[-1]:.4f}, teacher's own loss {own.vlb[inside].mean():.4f}"
+)
 assert (gap_simple - own.simple[inside].mean()).abs().max() < 0.01
 assert abs(gap_vlb[-1] - own.vlb[inside].mean()) < 0.01
 
@@ -167,13 +198,26 @@ plots.curves(
 # %%
 stops = {}
 diffusion.sample(
-    teacher, 4000, seed=seed, batch_size=4000, callback=lambda level, x: stops.update({level: x.clone()})
+    teacher,
+    4000,
+    seed=seed,
+    batch_size=4000,
+    callback=lambda level, x: stops.update({level: x.clone()}),
 )
 rows = []
 for level in (90, 60, 40, 20, 10, 0):
     t = torch.full((4000,), level)
-    real = [diffusion.q_sample(mixture.sample(4000, seed=s), t, torch.randn(4000, 2)) for s in (21, 22)]
-    rows.append((level, energy_distance(stops[level], real[0]), energy_distance(real[1], real[0])))
+    real = [
+        diffusion.q_sample(mixture.sample(4000, seed=s), t, torch.randn(4000, 2))
+        for s in (21, 22)
+    ]
+    rows.append(
+        (
+            level,
+            energy_distance(stops[level], real[0]),
+            energy_distance(real[1], real[0]),
+        )
+    )
     print(
         f"t = {level:2d}: walked against noised {rows[-1][1]:+.5f}   noised against noised {rows[-1][2]:+.5f}"
     )
@@ -187,7 +231,9 @@ t = torch.full((4000,), 20)
 plots.points(
     {
         "walked down by the teacher": stops[20][:1500],
-        "data, noised": diffusion.q_sample(mixture.sample(1500, seed=3), t[:1500], torch.randn(1500, 2)),
+        "data, noised": diffusion.q_sample(
+            mixture.sample(1500, seed=3), t[:1500], torch.randn(1500, 2)
+        ),
     },
     reference=mixture.sample(1500),
 )
@@ -203,7 +249,9 @@ plots.points(
 
 # %% tags=["nbval-check-output"]
 T, b = 1000, 128
-print(f"naive: {b * (T - 1) // 2:,} teacher evaluations a batch; one step a turn: {b}")
+print(
+    f"naive: {b * (T - 1) // 2:,} teacher evaluations a batch; one step a turn: {b}"
+)
 
 # %% [markdown]
 # The next three chapters bring the first number down to the second.

@@ -31,7 +31,7 @@ import torch
 from dkdm_lab import ledger, plots, presets, runs
 from dkdm_lab.data import load_images, to_model, to_uint8
 from dkdm_lab.pools import IterativePool
-from dkdm_lab.widgets import frames
+from dkdm_lab.widgets import watch
 
 plots.use_style()
 settings = presets.get(preset, live=live)
@@ -64,7 +64,7 @@ def turn(x_t, t):
 # `IterativePool` is this turn in a loop, plus the restart. We can count what it asks of the teacher.
 
 # %% tags=["nbval-check-output"]
-pool = IterativePool(diffusion, teacher, batch_size=64, seed=seed, device=runs.device())
+pool = IterativePool(diffusion, teacher, 64, device=runs.device())
 batches = [next(pool) for _ in range(3)]
 print("levels:", [sorted(set(batch.t.tolist())) for batch in batches])
 print("teacher evaluations for three batches of 64:", pool.evaluations)
@@ -78,15 +78,8 @@ print("teacher evaluations for three batches of 64:", pool.evaluations)
 # stand at each level. Move the slider.
 
 # %%
-pool = IterativePool(diffusion, teacher, batch_size=64, seed=seed, device=runs.device())
-pictures, labels = [], []
-for number in range(settings.T + settings.T // 5 + 1):
-    if number % (settings.T // 10) == 0:
-        pool.fill()
-        pictures.append(plots.pool_images(to_uint8(pool.x).cpu(), pool.t.cpu(), settings.T))
-        labels.append(f"turn {number}")
-    next(pool)
-frames(pictures, labels, "iteration", start=7)
+run = runs.Run(settings, "iterative", seed)
+watch(run.source(), iterations=settings.T + 20, every=settings.T // 10)
 
 # %% [markdown]
 # The histogram is a single bar that marches to the left. It reaches the digits after $T$ turns, jumps back to noise,
@@ -97,10 +90,14 @@ frames(pictures, labels, "iteration", start=7)
 # The same loop as for the teacher, with the pool in the place of the data.
 
 # %%
-run = runs.Run(settings, "iterative", seed)
 result = run.result()
 loss = result["loss"]
-plots.curves({"iterative": (loss["iteration"], loss["simple"])}, "iteration", "L'simple", log_y=True)
+plots.curves(
+    {"iterative": (loss["iteration"], loss["simple"])},
+    "iteration",
+    "L'simple",
+    log_y=True,
+)
 
 # %% [markdown]
 # The loss is a saw. One tooth is one walk of $T$ turns, from noise, where imitation is easy, to nearly clean digits,
@@ -111,7 +108,9 @@ plots.curves({"iterative": (loss["iteration"], loss["simple"])}, "iteration", "L
 
 # %%
 student = run.model()
-x0 = to_model(load_images(settings.data)[:256])  # only to measure with; the student never saw them
+x0 = to_model(
+    load_images(settings.data)[:256]
+)  # only to measure with; the student never saw them
 
 
 @torch.no_grad()
@@ -119,16 +118,25 @@ def error_by_level(model, levels, generator):
     errors = []
     for level in levels:
         t = torch.full((len(x0),), level)
-        x_t = diffusion.q_sample(x0, t, torch.randn(x0.shape, generator=generator)).to(runs.device())
+        x_t = diffusion.q_sample(
+            x0, t, torch.randn(x0.shape, generator=generator)
+        ).to(runs.device())
         t = t.to(runs.device())
-        errors.append(float((model(x_t, t)[0] - teacher(x_t, t)[0]).square().mean()))
+        errors.append(
+            float((model(x_t, t)[0] - teacher(x_t, t)[0]).square().mean())
+        )
     return errors
 
 
 # %%
 levels = list(range(0, settings.T, 5))
 errors = error_by_level(student, levels, torch.Generator().manual_seed(seed))
-plots.curves({"iterative": (levels, errors)}, "t", "squared difference from the teacher's eps", log_y=True)
+plots.curves(
+    {"iterative": (levels, errors)},
+    "t",
+    "squared difference from the teacher's eps",
+    log_y=True,
+)
 
 # %% [markdown]
 # The error is largest at small $t$, where the images are made or spoilt.
@@ -136,12 +144,18 @@ plots.curves({"iterative": (levels, errors)}, "t", "squared difference from the 
 # ## The score
 
 # %%
-teacher_fid = runs.Run(settings, "teacher", seed).result()["metrics"][settings.metric]
+teacher_fid = runs.Run(settings, "teacher", seed).result()["metrics"][
+    settings.metric
+]
 fid = {"iterative": runs.curve(result, settings.metric)}
-plots.curves(fid, "iteration", settings.metric, log_y=True, level=("teacher", teacher_fid))
+plots.curves(
+    fid, "iteration", settings.metric, log_y=True, level=("teacher", teacher_fid)
+)
 
 # %%
-samples = diffusion.sample(student, 40, settings.steps, seed=seed, device=runs.device())
+samples = diffusion.sample(
+    student, 40, settings.steps, seed=seed, device=runs.device()
+)
 plots.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]

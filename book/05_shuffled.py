@@ -30,8 +30,7 @@ import torch
 
 from dkdm_lab import ledger, plots, presets, runs
 from dkdm_lab.data import to_uint8
-from dkdm_lab.pools import ShuffledPool
-from dkdm_lab.widgets import frames
+from dkdm_lab.widgets import watch
 
 plots.use_style()
 settings = presets.get(preset, live=live)
@@ -51,26 +50,21 @@ teacher = runs.Run(settings, "teacher", seed).model()
 # noise at the top, on its own, while the others walk on. If the levels were uniform once, they stay so.
 
 # %%
-pool = ShuffledPool(diffusion, teacher, settings.batch_size, seed=seed, device=runs.device())
+run = runs.Run(settings, "shuffled", seed)
+pool = run.source()
 pool.fill()
 before = pool.t.clone()
 batch = next(pool)
 assert torch.equal(pool.t, torch.where(before == 0, settings.T - 1, before - 1))
-print(f"{len(before)} samples at {before.unique().numel()} different levels; a batch is all of them")
+print(
+    f"{len(before)} samples at {before.unique().numel()} different levels; a batch is all of them"
+)
 
 # %% [markdown]
 # ## Watch it
 
 # %%
-pool = ShuffledPool(diffusion, teacher, 96, seed=seed, device=runs.device())
-pictures, labels = [], []
-for number in range(settings.T + 1):
-    if number % (settings.T // 10) == 0:
-        pool.fill()
-        pictures.append(plots.pool_images(to_uint8(pool.x).cpu(), pool.t.cpu(), settings.T))
-        labels.append(f"turn {number}")
-    next(pool)
-frames(pictures, labels, "iteration")
+watch(run.source(), iterations=settings.T, every=settings.T // 10)
 
 # %% [markdown]
 # The histogram stays at the dashed line at every turn: the bar of the last chapter is gone. The samples are always a
@@ -81,30 +75,43 @@ frames(pictures, labels, "iteration")
 # %%
 methods = ("iterative", "shuffled")
 results = {method: runs.Run(settings, method, seed).result() for method in methods}
-loss = {m: (r["loss"]["iteration"], r["loss"]["simple"]) for m, r in results.items()}
+loss = {
+    m: (r["loss"]["iteration"], r["loss"]["simple"]) for m, r in results.items()
+}
 plots.curves(loss, "iteration", "L'simple", log_y=True)
 
 # %% [markdown]
 # No teeth. The shuffled loss is an average over all levels at each iteration, and it falls smoothly.
 
 # %%
-late = {m: r["loss"]["simple"][len(r["loss"]["simple"]) // 2 :] for m, r in results.items()}
+late = {
+    m: r["loss"]["simple"][len(r["loss"]["simple"]) // 2 :]
+    for m, r in results.items()
+}
 swing = {m: max(x) / min(x) for m, x in late.items()}
 for method, value in swing.items():
-    print(f"{method}: largest over smallest loss in the second half of training: {value:.0f}")
+    print(
+        f"{method}: largest over smallest loss in the second half of training: {value:.0f}"
+    )
 assert swing["shuffled"] < swing["iterative"]
 
 # %% [markdown]
 # ## The score
 
 # %%
-teacher_fid = runs.Run(settings, "teacher", seed).result()["metrics"][settings.metric]
+teacher_fid = runs.Run(settings, "teacher", seed).result()["metrics"][
+    settings.metric
+]
 fid = {m: runs.curve(r, settings.metric) for m, r in results.items()}
-plots.curves(fid, "iteration", settings.metric, log_y=True, level=("teacher", teacher_fid))
+plots.curves(
+    fid, "iteration", settings.metric, log_y=True, level=("teacher", teacher_fid)
+)
 
 # %%
-student = runs.Run(settings, "shuffled", seed).model()
-samples = diffusion.sample(student, 40, settings.steps, seed=seed, device=runs.device())
+student = run.model()
+samples = diffusion.sample(
+    student, 40, settings.steps, seed=seed, device=runs.device()
+)
 plots.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]
@@ -118,10 +125,14 @@ plots.image_grid(to_uint8(samples), columns=20)
 # We can measure how much of a batch is new.
 
 # %%
-pool = ShuffledPool(diffusion, teacher, settings.batch_size, seed=seed, device=runs.device())
+pool = run.source()
 first, second = next(pool).x_t, next(pool).x_t
-similarity = torch.nn.functional.cosine_similarity(first.flatten(1), second.flatten(1))
-chance = torch.nn.functional.cosine_similarity(first.flatten(1), second.flip(0).flatten(1))
+similarity = torch.nn.functional.cosine_similarity(
+    first.flatten(1), second.flatten(1)
+)
+chance = torch.nn.functional.cosine_similarity(
+    first.flatten(1), second.flip(0).flatten(1)
+)
 print(
     f"a sample and itself one turn later: {similarity.mean():.2f}   two different samples: {chance.mean():.2f}"
 )

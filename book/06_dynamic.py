@@ -14,7 +14,7 @@
 # The last trouble was that a batch meets itself again and again. The paper's final method holds many more samples than
 # a batch needs and draws each batch from them at random.
 #
-# **What you'll do.** Run Algorithm 1, see the pool at work, and compare six ways to train a student.
+# **What you'll do.** Run Algorithm 1, see the pool at work, and compare five ways to train a student.
 #
 # **What you'll learn.** What the large pool buys, what it costs to fill, and how to fill it for much less.
 #
@@ -31,7 +31,7 @@ import torch
 from dkdm_lab import ledger, plots, presets, runs
 from dkdm_lab.data import GaussianMixture, to_uint8
 from dkdm_lab.pools import DynamicPool
-from dkdm_lab.widgets import frames
+from dkdm_lab.widgets import watch
 
 plots.use_style()
 settings = presets.get(preset, live=live)
@@ -63,9 +63,13 @@ def algorithm_1(x, t, generator, iterations, b):
         eps, v = teacher(x_t, t_chosen)
         p = diffusion.p(x_t, t_chosen, eps, v, clip=diffusion.clip)
         yield x_t, t_chosen, eps, p  # lines 5 to 7 belong to the student
-        step = diffusion.step(p, t_chosen - 1, torch.randn(x_t.shape, generator=generator))
-        done, fresh = t_chosen == 0, torch.randn(x_t.shape, generator=generator)
-        x[chosen] = torch.where(done.view(-1, *[1] * (x_t.ndim - 1)), fresh, step)  # line 8
+        noise, fresh = (
+            torch.randn(x_t.shape, generator=generator) for _ in range(2)
+        )
+        x_next = diffusion.step(p, t_chosen - 1, noise)
+        done = t_chosen == 0
+        x[chosen] = x_next  # line 8, and a fresh start where x_0 is reached
+        x[chosen[done]] = fresh[done]
         t[chosen] = torch.where(done, diffusion.T - 1, t_chosen - 1)
 
 
@@ -77,15 +81,8 @@ def algorithm_1(x, t, generator, iterations, b):
 
 # %%
 plane = presets.get("toy").diffusion()
-toy_pool = DynamicPool(plane, GaussianMixture.ring().denoiser(plane), batch_size=64, rho=0.25, seed=seed)
-pictures, labels = [], []
-for number in range(501):
-    if number % 50 == 0:
-        toy_pool.fill()
-        pictures.append(plots.pool_points(toy_pool.x, toy_pool.t, plane.T))
-        labels.append(f"iteration {number}")
-    next(toy_pool)
-frames(pictures, labels, "iteration")
+exact = GaussianMixture.ring().denoiser(plane)
+watch(DynamicPool(plane, exact, 64, rho=0.25), iterations=500, every=50)
 
 # %% [markdown]
 # At every iteration the dark points lie on the eight clusters and the bright ones around the origin, and the histogram
@@ -95,20 +92,18 @@ frames(pictures, labels, "iteration")
 # Now with digits.
 
 # %%
-pool = DynamicPool(diffusion, teacher, settings.batch_size, rho=settings.rho, seed=seed, device=runs.device())
-pool.fill()
-filled = pool.evaluations
-pictures, labels = [], []
-for number in range(101):
-    if number % 20 == 0:
-        pictures.append(plots.pool_images(to_uint8(pool.x).cpu(), pool.t.cpu(), settings.T))
-        labels.append(f"iteration {number}")
-    next(pool)
-frames(pictures, labels, "iteration")
+run = runs.Run(settings, "dynamic", seed)
+watch(run.source(), iterations=100, every=20)
 
 # %% tags=["nbval-check-output"]
-print(f"pool: {pool.size:,} samples = {settings.rho} * {settings.T} * {settings.batch_size}")
-print(f"teacher evaluations an iteration: {(pool.evaluations - filled) // 101}")
+pool = run.source()
+pool.fill()
+filled = pool.evaluations
+next(pool)
+print(
+    f"{pool.size:,} samples = {settings.rho} * {settings.T} * {settings.batch_size}"
+)
+print(f"teacher evaluations an iteration: {pool.evaluations - filled}")
 
 # %% [markdown]
 # ## Train on it
@@ -116,7 +111,9 @@ print(f"teacher evaluations an iteration: {(pool.evaluations - filled) // 101}")
 # %%
 methods = ("iterative", "shuffled", "dynamic")
 results = {method: runs.Run(settings, method, seed).result() for method in methods}
-loss = {m: (r["loss"]["iteration"], r["loss"]["simple"]) for m, r in results.items()}
+loss = {
+    m: (r["loss"]["iteration"], r["loss"]["simple"]) for m, r in results.items()
+}
 plots.curves(loss, "iteration", "L'simple", log_y=True)
 
 # %% [markdown]
@@ -124,13 +121,19 @@ plots.curves(loss, "iteration", "L'simple", log_y=True)
 # samples again and learns them by heart. What counts is the score.
 
 # %%
-teacher_fid = runs.Run(settings, "teacher", seed).result()["metrics"][settings.metric]
+teacher_fid = runs.Run(settings, "teacher", seed).result()["metrics"][
+    settings.metric
+]
 fid = {m: runs.curve(r, settings.metric) for m, r in results.items()}
-plots.curves(fid, "iteration", settings.metric, log_y=True, level=("teacher", teacher_fid))
+plots.curves(
+    fid, "iteration", settings.metric, log_y=True, level=("teacher", teacher_fid)
+)
 
 # %%
-student = runs.Run(settings, "dynamic", seed).model()
-samples = diffusion.sample(student, 40, settings.steps, seed=seed, device=runs.device())
+student = run.model()
+samples = diffusion.sample(
+    student, 40, settings.steps, seed=seed, device=runs.device()
+)
 plots.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]
@@ -163,21 +166,18 @@ print(
 
 # %%
 for warmup in ("full", "respaced", "harvest"):
-    found = [
-        r
-        for r in ledger.results(preset)
-        if r["settings"].get("warmup") == warmup and r["settings"]["method"] == "dynamic"
-    ]
+    found = ledger.results(preset, {"method": "dynamic", "warmup": warmup})
     if found:
-        cost = found[0]["teacher_evaluations"] - found[0]["student_evaluations"]
-        fids = ledger.spread([r["metrics"][settings.metric] for r in found])
-        print(f"{warmup:9s} {cost:9,} evaluations   {settings.metric} {fids} over {fids.n} seeds (ledger)")
+        first, fids = found[0], [r["metrics"][settings.metric] for r in found]
+        cost = first["teacher_evaluations"] - first["student_evaluations"]
+        print(f"{warmup:9s}{cost:9,} evaluations,", settings.metric, end=" ")
+        print(ledger.spread(fids), "over", len(fids), "seeds (ledger)")
 
 # %% [markdown]
 # Whatever differs between the three is to be read against the spread over seeds. The cheapest, `"harvest"`, is this
 # book's default; the paper's own way is one argument away.
 #
-# ## Six ways to train a student
+# ## Five ways to train a student
 #
 # From the ledger, at equal iterations. *Data-based* training (Algorithm 2) has the real images. *Data-free* training
 # has the teacher's samples instead, as many as there are real ones. The others are the three pools.

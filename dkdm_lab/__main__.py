@@ -27,9 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--ledger", action="store_true", help="runs instead of chapters")
     run.add_argument("--methods", type=_list, help="with --ledger: comma-separated (default: all)")
     run.add_argument("--seeds", type=_list, default=["0", "1", "2"], help="with --ledger (default: 0,1,2)")
+    commands.add_parser("readme", help="renew README's table and picture from the ledger")
     options = parser.parse_args(arguments)
     try:
-        if options.ledger:
+        if options.command == "readme":
+            _renew_readme()
+        elif options.ledger:
             _fill_ledger(options)
         else:
             from dkdm_lab.batch import run_chapters
@@ -51,6 +54,16 @@ def _fill_ledger(options: argparse.Namespace) -> None:
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {run.preset.name}/{run.name}: {run.status}", flush=True)
         print(f"    {run.result()['metrics']} -> {ledger.enter(run).name}", flush=True)
+
+
+def _renew_readme() -> None:
+    from dkdm_lab import ledger, plots
+
+    book = ledger.folder().parent
+    ledger.write_readme(book.parent / "README.md")
+    plots.use_style()
+    (book / "images").mkdir(exist_ok=True)
+    plots.paradigms().savefig(book / "images" / "paradigms.png", dpi=110)
 
 
 def _list(text: str) -> list[str]:

@@ -26,9 +26,12 @@ def enter(run: Run) -> Path:
     return file
 
 
-def results(preset: str) -> list[dict]:
-    """Every result of a preset in the ledger, by name."""
-    return [json.loads(file.read_text()) for file in sorted((folder() / preset).glob("*.json"))]
+def results(preset: str, where: dict | None = None) -> list[dict]:
+    """A preset's results, by name: all of them; or those whose settings are the preset's own but for
+    ``where``, which may name the method and the seed too."""
+    files = sorted((folder() / preset).glob("*.json"))
+    found = [json.loads(file.read_text()) for file in files]
+    return found if where is None else [result for result in found if _has(result["settings"], preset, where)]
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,8 @@ def summary(preset: str, metric: str, where: dict | None = None) -> dict[str, Sp
     Only results with the preset's own settings count, but for those that ``where`` names.
     """
     values: dict[str, list[float]] = {}
-    for result in results(preset):
-        if _has(result["settings"], preset, where or {}):
-            values.setdefault(result["settings"]["method"], []).append(result["metrics"][metric])
+    for result in results(preset, where or {}):
+        values.setdefault(result["settings"]["method"], []).append(result["metrics"][metric])
     return {method: spread(of_seeds) for method, of_seeds in values.items()}
 
 
@@ -85,7 +87,7 @@ def table(preset: str, methods: tuple[str, ...] = METHODS, where: dict | None = 
 
     where: settings other than the preset's own, as in :func:`summary`.
     """
-    found = [r for r in results(preset) if _has(r["settings"], preset, where or {})]
+    found = results(preset, where or {})
     rows, metrics = [], [m for m in (found[0]["metrics"] if found else {}) if m != "N"]
     for method in methods:
         mine = [r for r in found if r["settings"]["method"] == method]
@@ -105,3 +107,13 @@ def table(preset: str, methods: tuple[str, ...] = METHODS, where: dict | None = 
     lines = ["| " + " | ".join(names) + " |", "|---" + "|--:" * (len(names) - 1) + "|"]
     lines += ["| " + " | ".join(cells) + " |" for _, cells in sorted(rows, key=lambda row: row[0].mean)]
     return Table(head + "\n".join(lines))
+
+
+def write_readme(readme: Path) -> None:
+    """Put the digits' table between README's two marks."""
+    text = readme.read_text()
+    begin, end = "<!-- results: written by `dkdm readme` from book/results/ -->\n", "<!-- end of results -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"{readme}: found no place for the table, expected the lines {begin!r} and {end!r}")
+    before, rest = text.split(begin)
+    readme.write_text(before + begin + table("digits") + "\n" + end + rest.split(end)[1])

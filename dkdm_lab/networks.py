@@ -195,6 +195,7 @@ class DiT(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(
         self,
+        *,  # by name only: diffusers takes what is given by position for a default, and forgets it
         sample_size: int = 32,
         in_channels: int = 3,
         out_channels: int = 6,
@@ -263,7 +264,7 @@ class MLP(ModelMixin, ConfigMixin):
     """A small network for points: ``[B, D]`` in, ``[B, 2 D]`` out. For the toy preset, not the paper's."""
 
     @register_to_config
-    def __init__(self, in_channels: int = 2, out_channels: int = 4, width: int = 128, depth: int = 3):
+    def __init__(self, *, in_channels: int = 2, out_channels: int = 4, width: int = 128, depth: int = 3):
         super().__init__()
         self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self.first = nn.Linear(in_channels, width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -117,10 +118,11 @@ def points(panels: Mapping[str, Tensor], limit: float = 1.6, reference: Tensor |
     return figure
 
 
-def pool_points(x: Tensor, t: Tensor, T: int, limit: float = 3.2) -> Figure:
+def pool_points(x: Tensor, t: Tensor, T: int, limit: float = 2.6) -> Figure:
     """A toy pool: its points in the plane coloured by t, and the histogram of t."""
     figure, (plane, counts) = plt.subplots(1, 2, figsize=(7.6, 3.3), width_ratios=(1, 1.15))
-    cloud = plane.scatter(*x.T, c=t, s=5, cmap="viridis", vmin=0, vmax=T - 1, linewidths=0)
+    order = t.argsort(descending=True)  # nearly clean points on top, where they can be seen
+    cloud = plane.scatter(*x[order].T, c=t[order], s=6, cmap="viridis", vmin=0, vmax=T - 1, linewidths=0)
     plane.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
     figure.colorbar(cloud, ax=plane, label="t", fraction=0.046)
     _histogram(counts, t, T)
@@ -148,56 +150,82 @@ def pool_images(x: Tensor, t: Tensor, T: int, columns: int = 8, rows: int = 4) -
 
 
 def _histogram(axis, t: Tensor, T: int) -> None:
-    axis.hist(t.numpy(), bins=20, range=(0, T), color="#0072B2", rwidth=0.9)
+    heights, *_ = axis.hist(t.numpy(), bins=20, range=(0, T), color="#0072B2", rwidth=0.9)
     axis.axhline(len(t) / 20, color="black", linestyle="--", linewidth=1, label="uniform")
-    axis.set(xlabel="t", ylabel="samples in the pool", ylim=(0, max(3 * len(t) / 20, 1)))
+    axis.set(xlabel="t", ylabel="samples in the pool", ylim=(0, max(1.2 * max(heights), 3 * len(t) / 20)))
     axis.legend(loc="upper right")
 
 
 def paradigms() -> Figure:
     """Figs. 1 and 2 redrawn: where a training batch comes from in each of the three ways."""
-    figure, axes = plt.subplots(3, 1, figsize=(7.6, 5.4))
     ways = {
-        "data-based training": ["data set", "add noise\nEq. 4", "batch\n$(x^t, t, \\epsilon)$", "new model"],
-        "data-free training": [
-            "teacher",
-            "denoise\n$T$ steps",
-            "synthetic\ndata set",
-            "add noise\nEq. 4",
-            "batch\n$(x^t, t, \\epsilon)$",
-            "new model",
-        ],
-        "DKDM": ["teacher", "denoise\none step", "batch\n$(\\hat x^t, t, \\epsilon_T, p_T)$", "new model"],
+        "data-based training": {
+            0: "data set",
+            3: "add noise\nEq. 4",
+            4: "batch\n$x^t, t, \\epsilon$",
+            5: "new\nmodel",
+        },
+        "data-free training": {
+            0: "teacher",
+            1: "denoise\n$T$ steps",
+            2: "synthetic\ndata set",
+            3: "add noise\nEq. 4",
+            4: "batch\n$x^t, t, \\epsilon$",
+            5: "new\nmodel",
+        },
+        "DKDM": {
+            0: "teacher",
+            2: "pool of noisy\nsamples",
+            3: "denoise\none step",
+            4: "batch\n$\\hat x^t, t, \\epsilon_T, p_T$",
+            5: "new\nmodel",
+        },
     }
     colours = {
         "data set": "#cfe3f3",
         "synthetic\ndata set": "#fbe3b5",
         "teacher": "#dddddd",
-        "new model": "#f6d3c2",
+        "new\nmodel": "#f6d3c2",
     }
+    figure, axes = plt.subplots(3, 1, figsize=(8.2, 5.2))
     for axis, (title, boxes) in zip(axes, ways.items(), strict=True):
-        axis.set(xlim=(0, 6), ylim=(0, 1), title=title)
-        axis.title.set(ha="left", x=0, fontsize=11, fontweight="bold")
+        axis.set(xlim=(-0.5, 5.5), ylim=(0, 1))
+        axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
         axis.axis("off")
-        step = 6 / len(boxes)
-        for number, text in enumerate(boxes):
-            centre = step * (number + 0.5)
+        drawn = {}
+        for column, text in boxes.items():
             style = {
-                "boxstyle": "round,pad=0.5",
+                "boxstyle": "round,pad=0.45",
                 "facecolor": colours.get(text, "white"),
                 "edgecolor": "#666666",
             }
-            axis.text(centre, 0.45, text, ha="center", va="center", bbox=style, fontsize=10)
-            if number:
-                arrow = {"arrowstyle": "-|>", "color": "#444444", "shrinkA": 0, "shrinkB": 0}
-                half = 0.36
-                axis.annotate("", (centre - half, 0.45), (centre - step + half, 0.45), arrowprops=arrow)
-    axes[2].annotate(
-        "the denoised batch goes back into the pool",
-        (1.5 * 1.5, 0.12), (1.5 * 2.5, 0.12),
-        arrowprops={"arrowstyle": "-|>", "color": "#D55E00", "connectionstyle": "arc3,rad=-0.35"},
-        color="#D55E00", fontsize=9, ha="center", va="top",
-    )  # fmt: skip
+            drawn[column] = axis.text(column, 0.55, text, ha="center", va="center", bbox=style, fontsize=9.5)
+        columns = list(boxes)
+        for start, end in pairwise(columns):
+            if (title, start) != ("DKDM", 0):
+                _arrow(axis, drawn[start], drawn[end])
+    # In DKDM the teacher is not the start of a line but the one who denoises; and the line is a loop.
+    _arrow(axes[2], drawn[0], drawn[3], bend=-0.3)
+    _arrow(axes[2], drawn[3], drawn[2], bend=-0.55, colour="#D55E00")
+    axes[2].text(2.5, 0.02, "back to its place", color="#D55E00", fontsize=9, ha="center")
     figure.tight_layout()
     plt.close(figure)
     return figure
+
+
+def _arrow(axis, start, end, bend: float = 0.0, colour: str = "#444444") -> None:
+    """From one box to another, edge to edge."""
+    axis.annotate(
+        "",
+        end.get_position(),
+        start.get_position(),
+        arrowprops={
+            "arrowstyle": "-|>",
+            "color": colour,
+            "connectionstyle": f"arc3,rad={bend}",
+            "patchA": start.get_bbox_patch(),
+            "patchB": end.get_bbox_patch(),
+            "shrinkA": 2,
+            "shrinkB": 2,
+        },
+    )

@@ -92,19 +92,21 @@ class Pool:
     def state_dict(self) -> dict:
         """Everything that decides the next batches: samples, levels, generator, count."""
         return {
-            "x": self.x,
-            "t": self.t,
+            "x": None if self.x is None else self.x.clone(),  # the pool changes its samples in place
+            "t": None if self.t is None else self.t.clone(),
             "generator": self._generator.get_state(),
             "evaluations": self.evaluations,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on exactly where :meth:`state_dict` was taken; the sizes must agree."""
+        keys = {"x", "t", "generator", "evaluations"}
+        if state.keys() != keys:
+            raise ValueError(f"pool state: found {sorted(state)}, expected {sorted(keys)}")
         x, t = state["x"], state["t"]
         expected = (self.size, *self.shape)
         if x is not None and tuple(x.shape) != expected:
             raise ValueError(f"pool state: found samples of shape {tuple(x.shape)}, expected {expected}")
-        # Copies: the pool changes its samples in place.
         self.x = None if x is None else x.to(self.device, copy=True)
         self.t = None if t is None else t.to(self.device, copy=True)
         self._generator.set_state(state["generator"].cpu())
@@ -145,6 +147,8 @@ class Pool:
         x = self._noise(self.size)
         for level, below in pairwise(levels):
             moving = (goal < level).nonzero()[:, 0]
+            if len(moving) == 0:  # networks with attention take no empty batch
+                break
             x[moving] = self._jump(x[moving], level, goal[moving].clamp(min=below), bar)
         return x, goal
 
@@ -180,7 +184,7 @@ class Pool:
             p = self.diffusion.p(x_t, t, eps, v, s_part, clip=self.diffusion.clip)
             moved.append(self.diffusion.step(p, s_part, self._noise(len(t))))
             bar.update(len(t))
-        return torch.cat(moved) if moved else x
+        return torch.cat(moved)
 
 
 class IterativePool(Pool):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 
 from dkdm_lab.diffusion import GaussianDiffusion, progress_bar
@@ -61,6 +62,7 @@ def train(
     """
     if getattr(source, "shape", student.shape) != student.shape:
         raise ValueError(f"shapes: the source yields {source.shape}, but the student takes {student.shape}")
+    AcceleratorState._reset_state(reset_partial_state=True)  # else a process keeps its first precision
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=_on_cpu(source))
     optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     student.train()
@@ -129,6 +131,9 @@ def _averaged(student: Denoiser, average: EMAModel) -> Denoiser:
     return copy.eval()
 
 
+_CHECKPOINT = {"student", "optimizer", "ema", "source", "rng", "history", "iteration", "sums", "counted"}
+
+
 def _write_checkpoint(path, student, optimizer, average, source, history, iteration, sums, counted) -> None:
     path = Path(path)
     state = {
@@ -150,8 +155,12 @@ def _write_checkpoint(path, student, optimizer, average, source, history, iterat
 
 def _read_checkpoint(path) -> dict:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
             f"{path}: the checkpoint cannot be read ({error}); delete it to start again"
         ) from error
+    if not (isinstance(state, dict) and state.keys() == _CHECKPOINT):
+        found = sorted(state) if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"{path}: found {found}, expected a checkpoint of a training: {sorted(_CHECKPOINT)}")
+    return state

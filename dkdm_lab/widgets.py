@@ -11,7 +11,28 @@ import matplotlib.pyplot as plt
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
+from dkdm_lab import plots
+from dkdm_lab.data import to_uint8
+from dkdm_lab.pools import Pool
+
 _serial = itertools.count()
+
+
+def watch(pool: Pool, iterations: int, every: int) -> HTML:
+    """Let a pool run alone and show it every ``every`` iterations: points or images, and their t.
+
+    The pool never asks the student anything, so what it does alone is what it does in training.
+    """
+    figures, labels = [], []
+    pool.fill()
+    for number in range(iterations + 1):
+        if number % every == 0:
+            x, t, T = pool.x.cpu(), pool.t.cpu(), pool.diffusion.T
+            points = len(pool.shape) == 1
+            figures.append(plots.pool_points(x, t, T) if points else plots.pool_images(to_uint8(x), t, T))
+            labels.append(f"iteration {number}")
+        next(pool)
+    return frames(figures, labels, "time")
 
 
 def frames(figures: Sequence[Figure], labels: Sequence[str], name: str, start: int = 0) -> HTML:

@@ -1,0 +1,93 @@
+"""Chapters run headless: parameters, failures that name chapter and cell, nothing half-written."""
+
+import nbformat
+import pytest
+
+from dkdm_lab.__main__ import main
+from dkdm_lab.batch import chapters, run_chapters
+from dkdm_lab.data import cache_dir
+
+HEADER = """# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% tags=["parameters"]
+number = 2
+
+"""
+GOOD = HEADER + "# %%\nprint(number * 3)\n"
+BAD = HEADER + "# %% [markdown]\n# prose\n\n# %%\nraise ValueError('no such digit')\n"
+
+
+@pytest.fixture
+def book(tmp_path):
+    folder = tmp_path / "book"
+    folder.mkdir()
+    (folder / "00_good.py").write_text(GOOD)
+    return folder
+
+
+def printed(notebook):
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "".join(o.text for cell in cells if cell.cell_type == "code" for o in cell.outputs)
+
+
+def test_a_chapter_is_executed_beside_its_source_and_clean(book):
+    (written,) = run_chapters(book=book)
+    assert written == book / "00_good.ipynb" and printed(written) == "6\n"
+    notebook = nbformat.read(written, as_version=4)
+    assert "papermill" not in notebook.metadata
+    assert all(not {"papermill", "execution"} & cell.metadata.keys() for cell in notebook.cells)
+
+
+def test_settings_go_into_a_copy_and_leave_the_book_alone(book):
+    (written,) = run_chapters(settings={"number": 5}, book=book)
+    assert cache_dir() in written.parents and printed(written) == "15\n"
+    assert not (book / "00_good.ipynb").exists()
+
+
+def test_a_failure_names_chapter_and_cell_and_keeps_the_old_notebook(book, capfd):
+    (book / "01_bad.py").write_text(BAD)
+    (book / "01_bad.ipynb").write_text("the old one")
+    with pytest.raises(RuntimeError, match="01_bad failed"):
+        run_chapters(book=book)
+    said = capfd.readouterr().err
+    assert "01_bad failed in cell 2 (In [2]): ValueError: no such digit" in said
+    assert (book / "01_bad.ipynb").read_text() == "the old one"
+    assert (cache_dir() / "failed" / "01_bad.ipynb").is_file()
+    assert sorted(file.name for file in book.iterdir()) == [
+        "00_good.ipynb",
+        "00_good.py",
+        "01_bad.ipynb",
+        "01_bad.py",
+    ]
+
+
+def test_an_unknown_parameter_is_refused_before_anything_runs(book):
+    with pytest.raises(ValueError, match="parameter: found 'nubmer', expected one of number"):
+        run_chapters(settings={"nubmer": 5}, book=book)
+    assert not list(book.glob("*.ipynb"))
+
+
+def test_an_unknown_chapter_is_refused():
+    with pytest.raises(ValueError, match="chapter: found '99', expected one of 00_intro, 01_diffusion"):
+        chapters(["99"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "mnist"], "preset: found 'mnist', expected one of toy, digits, cifar10"),
+        (["--ledger", "--methods", "magic"], "method: found 'magic', expected one of teacher, data-based"),
+        (["--ledger", "--set", "rhoo=1"], "preset digits: found no setting 'rhoo', expected one of"),
+        (["--chapters", "07x"], "chapter: found '07x'"),
+        (["--set", "iterationz=3"], "parameter: found 'iterationz', expected one of"),
+    ],
+)
+def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
+    assert main(["run", *arguments]) == 1
+    assert message in capsys.readouterr().err

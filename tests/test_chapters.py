@@ -1,0 +1,160 @@
+"""The chapters: their form, their executed notebooks, their code against the module's, their numbers."""
+
+import ast
+import re
+import statistics
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+import torch
+
+from dkdm_lab import ledger
+from dkdm_lab.batch import chapters, parameter_names
+from dkdm_lab.data import GaussianMixture
+from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.pools import DynamicPool
+
+SOURCES = chapters()
+ROOT = Path(__file__).parents[1]
+by_chapter = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+
+
+def code_cells(source: Path) -> list:
+    return [cell for cell in jupytext.read(source).cells if cell.cell_type == "code"]
+
+
+def prose(source: Path) -> str:
+    return "\n".join(cell.source for cell in jupytext.read(source).cells if cell.cell_type == "markdown")
+
+
+def executed(source: Path):
+    return nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+
+
+def defined(source: Path, function: str, **names):
+    """A function that a chapter's cell defines, in a namespace of ``names``."""
+    cell = next(cell for cell in code_cells(source) if f"def {function}(" in cell.source)
+    exec(cell.source, names)
+    return names[function]
+
+
+def test_there_are_the_first_seven_chapters():
+    assert [source.stem[:2] for source in SOURCES[:7]] == ["00", "01", "02", "03", "04", "05", "06"]
+
+
+@by_chapter
+def test_cells_are_few_and_short(source):
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(source)]
+    assert len(lengths) <= 25
+    assert statistics.median(lengths) <= 10
+
+
+@by_chapter
+def test_sections_come_in_the_books_order(source):
+    order = [
+        "**What you'll do.**",
+        "**What you'll learn.**",
+        "**What you need.**",
+        "## Limits",
+        "## Exercises",
+        "## Further reading",
+    ]
+    places = [prose(source).find(part) for part in order]
+    assert places == sorted(places) and places[0] > 0
+
+
+@by_chapter
+def test_parameters_are_literals(source):
+    tagged = [cell for cell in code_cells(source) if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for statement in ast.parse(tagged[0].source).body:
+        ast.literal_eval(statement.value)  # raises for anything computed
+    assert parameter_names(source)
+
+
+@by_chapter
+def test_notebook_is_executed_to_its_end_and_clean(source):
+    notebook = executed(source)
+    text = source.with_suffix(".ipynb").read_text()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+    assert not [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    assert "Warning" not in text and "papermill" not in notebook.metadata
+    assert not re.search(r'["\s](/home|/root|/tmp|/work|/Users)/', text)
+    assert len(text) < 3_000_000
+
+
+@by_chapter
+def test_cited_keys_exist(source):
+    keys = set(re.findall(r"@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text()))
+    cited = {key for group in re.findall(r"\{cite\}`([^`]+)`", prose(source)) for key in group.split(",")}
+    assert cited <= keys and cited
+
+
+def test_the_book_is_under_20_mb():
+    assert sum(file.stat().st_size for file in (ROOT / "book").rglob("*") if file.is_file()) < 20e6
+
+
+def test_algorithm_3_of_the_chapter_is_diffusion_sample():
+    diffusion = GaussianDiffusion.cosine(20, clip=False)
+    teacher = GaussianMixture.ring().denoiser(diffusion)
+    generator = torch.Generator().manual_seed(5)
+    algorithm_3 = defined(
+        SOURCES[1], "algorithm_3", torch=torch, diffusion=diffusion, T=20, generator=generator
+    )
+    path = algorithm_3(teacher, torch.randn(64, 2, generator=generator))
+    assert torch.equal(path[-1], diffusion.sample(teacher, 64, seed=5))
+
+
+def test_algorithm_1_of_the_chapter_is_the_dynamic_pool():
+    diffusion = GaussianDiffusion.cosine(20, clip=False)
+    teacher = GaussianMixture.ring().denoiser(diffusion)
+    pool = DynamicPool(diffusion, teacher, 16, rho=0.2, seed=5)
+    pool.fill()
+    generator = torch.Generator()
+    generator.set_state(pool.state_dict()["generator"])
+    algorithm_1 = defined(SOURCES[6], "algorithm_1", torch=torch, diffusion=diffusion, teacher=teacher)
+    for x_t, t, eps, p in algorithm_1(pool.x.clone(), pool.t.clone(), generator, iterations=60, b=16):
+        batch = next(pool)
+        for ours, chapters_own in (
+            (batch.x_t, x_t),
+            (batch.t, t),
+            (batch.eps, eps),
+            (batch.target.mean, p.mean),
+        ):
+            assert torch.equal(ours, chapters_own)
+
+
+QUOTE = re.compile(
+    r"(-?[\d.,]+)\s*(?:±\s*([\d.]+)\s*)?<!--\s*ledger:\s*(\S+) (\S+) (\S+?)((?: \S+=\S+)*)\s*-->"
+)
+
+
+def quotes(text: str):
+    """Numbers marked as from the ledger: ``8.4 ± 0.7<!-- ledger: digits dynamic digits-FID -->``."""
+    for mean, std, preset, method, metric, settings in QUOTE.findall(text):
+        yield mean, std, preset, method, metric, dict(pair.split("=") for pair in settings.split())
+
+
+@pytest.mark.parametrize(
+    "file", [ROOT / "README.md", ROOT / "book" / "intro.md", *SOURCES], ids=lambda f: f.name
+)
+def test_quoted_numbers_are_the_ledgers(file):
+    text = re.sub(r"\n# ", "\n", file.read_text())
+    marked = list(quotes(text))
+    assert len(marked) == text.count("<!-- ledger:"), "a mark that could not be read"
+    for mean, std, preset, method, metric, where in marked:
+        found = ledger.summary(preset, metric, where)[method]
+        printed = f"{mean} ± {std}" if std else mean
+        assert str(found) == printed or str(found).split(" ± ")[0] == printed
+
+
+def test_readme_table_is_made_from_the_ledger(tmp_path):
+    renewed = tmp_path / "README.md"
+    renewed.write_text((ROOT / "README.md").read_text())
+    ledger.write_readme(renewed)
+    assert renewed.read_text() == (ROOT / "README.md").read_text()

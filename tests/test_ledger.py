@@ -1,0 +1,77 @@
+"""The ledger: what counts as a result of a preset, its spread, and README's table."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from dkdm_lab import ledger
+from dkdm_lab.presets import PRESETS
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """An empty ledger, and a function that puts a result of preset digits into it."""
+    monkeypatch.setattr(ledger, "folder", lambda: tmp_path)
+    (tmp_path / "digits").mkdir()
+
+    def put(method, seed, fid, **others):
+        own = dataclasses.asdict(PRESETS["digits"])
+        names = ["T", "iterations", "rho", "warmup"] if method == "dynamic" else ["T", "iterations"]
+        settings = {
+            "preset": "digits",
+            "method": method,
+            "seed": seed,
+            **{n: own[n] for n in names},
+            **others,
+        }
+        result = {"settings": settings, "metrics": {"digits-FID": fid, "N": 2000}, "teacher_evaluations": 7}
+        (tmp_path / "digits" / f"{method}-{seed}-{len(others)}.json").write_text(json.dumps(result))
+
+    return put
+
+
+def test_mean_and_sample_deviation_over_seeds(book):
+    for seed, fid in enumerate((8.0, 10.0, 12.0)):
+        book("dynamic", seed, fid)
+    found = ledger.summary("digits", "digits-FID")["dynamic"]
+    assert (found.mean, found.std, found.n) == (10.0, 2.0, 3)
+    assert str(found) == "10 ± 2"
+
+
+def test_one_seed_has_no_deviation(book):
+    book("dynamic", 0, 8.25)
+    found = ledger.summary("digits", "digits-FID")["dynamic"]
+    assert math.isnan(found.std) and str(found) == "8.2"
+
+
+def test_other_settings_count_only_where_asked_for(book):
+    book("dynamic", 0, 8.0)
+    book("dynamic", 1, 99.0, warmup="full")
+    assert ledger.summary("digits", "digits-FID")["dynamic"].mean == 8.0
+    assert ledger.summary("digits", "digits-FID", {"warmup": "full"})["dynamic"].mean == 99.0
+
+
+def test_where_asks_only_methods_that_have_the_setting(book):
+    book("data-based", 0, 5.0)
+    assert ledger.summary("digits", "digits-FID", {"warmup": "full"}) == {}
+
+
+def test_table_is_sorted_best_first(book):
+    book("dynamic", 0, 8.0)
+    book("data-based", 0, 5.0)
+    lines = ledger.table("digits").splitlines()
+    assert [line.split("|")[1].strip() for line in lines[4:]] == ["data-based", "dynamic"]
+
+
+def test_table_of_nothing_says_not_run(book):
+    assert ledger.table("digits").endswith("not run.")
+
+
+def test_readme_without_marks_is_left_alone(book, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="found no place for the table"):
+        ledger.write_readme(readme)
+    assert readme.read_text() == "no marks"

@@ -1,0 +1,58 @@
+"""The site builds without a warning, and its sliders move in a browser."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site, by the command of the Makefile."""
+    recipe = next(
+        line for line in (ROOT / "Makefile").read_text().splitlines() if "jupyter-book build" in line
+    )
+    options = recipe.split("jupyter-book ")[1].replace("--path-output .", "").split()
+    out = tmp_path_factory.mktemp("site")
+    book = Path(sys.executable).with_name("jupyter-book")
+    done = subprocess.run([book, *options, "--path-output", out], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return out / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+def test_every_chapter_is_a_page(site):
+    pages = {page.stem for page in site.glob("*.html")}
+    assert {source.stem for source in (ROOT / "book").glob("[0-9]*.py")} <= pages
+
+
+@pytest.mark.parametrize("width", [1280, 390], ids=["wide", "narrow"])
+def test_a_slider_changes_the_picture_and_its_caption(site, browser, width):
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    page.route("http*://**", lambda route: route.abort())  # the page must work from its own folder
+    page.goto((site / "04_iterative.html").as_uri())
+    box = page.locator(".dkdm-frames").first
+    slider, caption = box.locator("input[type=range]"), box.locator("output")
+    before = box.locator("img:visible").get_attribute("alt")
+    slider.focus()
+    slider.press("ArrowRight")
+    after = box.locator("img:visible").get_attribute("alt")
+    assert box.locator("img:visible").count() == 1
+    assert after != before and caption.input_value() == after
+    assert box.evaluate("box => box.scrollWidth <= box.clientWidth + 1")  # nothing sticks out
+    page.close()

@@ -1,0 +1,292 @@
+"""The one loop: it learns, averages, reports, and goes on exactly where it was interrupted."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.testing import assert_close
+
+from dkdm_lab import networks
+from dkdm_lab.data import NoisedImages, load_images
+from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion
+from dkdm_lab.pools import POOLS
+from dkdm_lab.training import train
+
+SOURCES = ("data", *POOLS)
+
+
+def toy_source(name, diffusion, ring, seed=0):
+    """One of the four sources over points on the ring, with the exact teacher."""
+    if name == "data":
+        return NoisedImages(diffusion, ring.sample(1000), 64, seed=seed)
+    options = {"rho": 0.4} if name == "dynamic" else {}
+    return POOLS[name](diffusion, ring.denoiser(diffusion), 64, seed=seed, **options)
+
+
+def toy_student(seed=0):
+    torch.manual_seed(seed)
+    return networks.build("toy-student")
+
+
+def quietly(student, source, diffusion, iterations, **options):
+    return train(student, source, diffusion, iterations, **{"lr": 1e-3, "progress": False, **options})
+
+
+def weights(network):
+    return torch.cat([p.detach().flatten() for p in network.parameters()]).clone()
+
+
+@pytest.fixture
+def data_source(diffusion, ring):
+    return toy_source("data", diffusion, ring)
+
+
+# -- learning -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_loss_falls(name, diffusion, ring):
+    _, history = quietly(toy_student(), toy_source(name, diffusion, ring), diffusion, 300, log_every=100)
+    assert history.loss[-1] < history.loss[0] / 2
+    assert history.vlb[-1] < history.vlb[0]
+
+
+def test_the_students_own_weights_are_the_last_raw_ones(diffusion, data_source):
+    student = toy_student()
+    averaged, _ = quietly(student, data_source, diffusion, 20)
+    assert not torch.equal(weights(student), weights(averaged))
+    assert not torch.equal(weights(student), weights(toy_student()))
+    assert not averaged.training
+
+
+def test_a_network_that_learns_no_variance_is_trained_on_simple_alone(diffusion, data_source):
+    student = networks.Denoiser(networks.MLP(out_channels=2))
+    _, history = quietly(student, data_source, diffusion, 20)
+    assert history.loss == history.simple
+    assert history.vlb == [0.0, 0.0]
+
+
+def test_the_gradient_is_clipped_only_on_request(diffusion, ring):
+    norms = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: norms.append(
+            torch.cat([p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]).norm()
+        )
+    )
+    try:
+        for clip in (None, 0.01):
+            quietly(toy_student(), toy_source("data", diffusion, ring), diffusion, 5, gradient_clip=clip)
+    finally:
+        hook.remove()
+    free, clipped = torch.stack(norms).split(5)
+    assert float(free.min()) > 0.02
+    assert_close(clipped, torch.full((5,), 0.01), rtol=1e-3, atol=0)
+
+
+def test_a_process_may_train_in_one_precision_and_then_in_another(diffusion, data_source):
+    for precision in ("no", "bf16", "no"):
+        _, history = quietly(toy_student(), data_source, diffusion, 10, mixed_precision=precision)
+        assert math.isfinite(history.loss[-1])
+
+
+# -- the average --------------------------------------------------------------------------------------
+
+
+def test_the_average_is_that_of_the_formula(diffusion, data_source):
+    """avg = d avg + (1 - d) raw, where step n = 1, 2, ... has d = min(ema, n / (9 + n)), and the first 0."""
+    student, raw, averages = toy_student(), [], []
+
+    def keep(_, averaged, __):
+        raw.append(weights(student))
+        averages.append(weights(averaged))
+
+    quietly(student, data_source, diffusion, 30, ema=0.6, callback=keep, callback_at=tuple(range(1, 31)))
+    expected = raw[0]
+    for n, value in enumerate(raw[1:], start=2):
+        decay = min(0.6, n / (9 + n))  # 0.6 from n = 14
+        expected = decay * expected + (1 - decay) * value
+        assert_close(averages[n - 1], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_average_is_what_is_returned(diffusion, data_source):
+    seen = []
+    averaged, _ = quietly(
+        toy_student(),
+        data_source,
+        diffusion,
+        12,
+        callback=lambda *a: seen.append(weights(a[1])),
+        callback_at=(12,),
+    )
+    assert torch.equal(seen[0], weights(averaged))
+
+
+def test_fixed_parameters_stay_fixed(diffusion):
+    process = GaussianDiffusion.cosine(100)
+    student = networks.Denoiser(
+        networks.DiT(8, in_channels=1, out_channels=2, hidden_size=32, depth=1, num_heads=2)
+    )
+    before = student.network.position.clone()
+    averaged, _ = quietly(student, NoisedImages(process, load_images("digits"), 16), process, 3)
+    assert torch.equal(averaged.network.position, before)
+    assert not torch.equal(averaged.network.final.weight, torch.zeros(8, 32))
+
+
+# -- reports ------------------------------------------------------------------------------------------
+
+
+def test_the_history_holds_the_mean_of_each_interval(diffusion, ring):
+    histories = {
+        every: quietly(toy_student(), toy_source("data", diffusion, ring), diffusion, 12, log_every=every)[1]
+        for every in (1, 5)
+    }
+    assert histories[1].iteration == list(range(1, 13))
+    assert histories[5].iteration == [5, 10, 12]
+    for name in ("loss", "simple", "vlb"):
+        each = torch.tensor(getattr(histories[1], name))
+        means = torch.stack([part.mean() for part in each.split(5)])
+        assert_close(torch.tensor(getattr(histories[5], name)), means)
+
+
+def test_the_callback_comes_at_the_iterations_asked_for(diffusion, data_source):
+    student, calls = toy_student(), []
+
+    def callback(iteration, averaged, history):
+        calls.append((iteration, averaged.training, history.iteration[-1]))
+
+    quietly(student, data_source, diffusion, 20, callback=callback, callback_at=(10, 15, 20, 30), log_every=5)
+    assert calls == [(10, False, 10), (15, False, 15), (20, False, 20)]
+
+
+def test_the_callback_changes_nothing(diffusion, ring):
+    with_and_without = []
+    for at in ((), (3, 7)):
+        student = toy_student()
+        source = toy_source("data", diffusion, ring)
+        quietly(student, source, diffusion, 10, callback=lambda *_: None, callback_at=at)
+        with_and_without.append(weights(student))
+    assert torch.equal(*with_and_without)
+
+
+# -- interruption -------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt(*_):
+    raise Interrupted
+
+
+def interrupted_and_resumed(make_student, make_source, diffusion, file, **options):
+    """30 iterations, lost at the 17th, gone on with from the checkpoint of the 10th by other objects."""
+    options = {"checkpoint": file, "checkpoint_every": 10, **options}
+    with pytest.raises(Interrupted):
+        quietly(
+            make_student(0), make_source(0), diffusion, 30, callback=interrupt, callback_at=(17,), **options
+        )
+    torch.manual_seed(99)
+    student, source = make_student(1), make_source(1)
+    averaged, history = quietly(student, source, diffusion, 30, **options)
+    return student, averaged, history, source
+
+
+def assert_same_run(resumed, unbroken):
+    for ours, theirs in zip(resumed[:2], unbroken[:2], strict=True):
+        assert torch.equal(weights(ours), weights(theirs))
+    assert resumed[2] == unbroken[2]
+    assert torch.equal(next(resumed[3]).x_t, next(unbroken[3]).x_t)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_resumed_training_is_the_unbroken_one_to_the_last_bit(name, diffusion, ring, tmp_path):
+    def make_source(seed):
+        return toy_source(name, diffusion, ring, seed)
+
+    student, source = toy_student(0), make_source(0)
+    unbroken = (student, *quietly(student, source, diffusion, 30, log_every=7), source)
+    file = tmp_path / "checkpoint.pt"
+    resumed = interrupted_and_resumed(toy_student, make_source, diffusion, file, log_every=7)
+    assert_same_run(resumed, unbroken)
+
+
+def test_dropout_too_goes_on_to_the_last_bit(tmp_path):
+    process = GaussianDiffusion.cosine(100)
+
+    def make_student(seed):
+        torch.manual_seed(seed)
+        unet = networks.adm_unet(
+            16, (1, 2), 1, (4,), 8, head_channels=8, groups=8, in_channels=1, dropout=0.3
+        )
+        return networks.Denoiser(unet)
+
+    def make_source(seed):
+        return NoisedImages(process, load_images("digits"), 16, seed=seed)
+
+    student, source = make_student(0), make_source(0)
+    unbroken = (student, *quietly(student, source, process, 30), source)
+    resumed = interrupted_and_resumed(make_student, make_source, process, tmp_path / "checkpoint.pt")
+    assert_same_run(resumed, unbroken)
+
+
+def test_a_training_at_its_end_is_not_trained_further(diffusion, ring, tmp_path):
+    file = tmp_path / "checkpoint.pt"
+    options = {"checkpoint": file, "checkpoint_every": 10}
+    quietly(toy_student(), toy_source("data", diffusion, ring), diffusion, 20, **options)
+    first, _ = quietly(toy_student(), toy_source("data", diffusion, ring), diffusion, 10, **options)
+    again, history = quietly(toy_student(3), toy_source("data", diffusion, ring, 3), diffusion, 10, **options)
+    assert torch.equal(weights(first), weights(again))
+    assert history.iteration == [10]
+
+
+def test_checkpoints_are_written_whole(diffusion, data_source, tmp_path):
+    quietly(
+        toy_student(), data_source, diffusion, 20, checkpoint=tmp_path / "new" / "c.pt", checkpoint_every=5
+    )
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["c.pt"]
+    state = torch.load(tmp_path / "new" / "c.pt", weights_only=True)
+    assert state["iteration"] == 15  # the last before the end
+
+
+# -- what is refused ----------------------------------------------------------------------------------
+
+
+def test_a_student_of_another_shape_is_refused(diffusion, data_source):
+    with pytest.raises(ValueError, match=r"the source yields \(2,\), but the student takes \(1, 8, 8\)"):
+        train(networks.build("digits-student"), data_source, diffusion, 1)
+
+
+def broken_source(at):
+    """Batches of points, of which one has a target that is not a number."""
+    for n in itertools.count(1):
+        x = torch.randn(8, 2)
+        eps = x * math.nan if n == at else x
+        yield Batch(x, torch.full((8,), 5), eps, Gaussian(x, torch.zeros_like(x)))
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(diffusion):
+    with pytest.raises(FloatingPointError, match="loss: found nan at iteration 8, expected a finite number"):
+        quietly(toy_student(), broken_source(at=7), diffusion, 20, log_every=4)
+
+
+@pytest.fixture
+def checkpoint(diffusion, data_source, tmp_path):
+    file = tmp_path / "checkpoint.pt"
+    quietly(toy_student(), data_source, diffusion, 20, checkpoint=file, checkpoint_every=10)
+    return file
+
+
+def test_a_truncated_checkpoint_is_refused(checkpoint, diffusion, data_source):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"checkpoint.pt: the checkpoint cannot be read .* delete it"):
+        quietly(toy_student(), data_source, diffusion, 20, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("foreign", [{"model": torch.zeros(2)}, [1, 2]])
+def test_a_foreign_checkpoint_is_refused(foreign, checkpoint, diffusion, data_source):
+    torch.save(foreign, checkpoint)
+    with pytest.raises(ValueError, match=r"checkpoint.pt: found .*, expected a checkpoint of a training"):
+        quietly(toy_student(), data_source, diffusion, 20, checkpoint=checkpoint)
