@@ -27,20 +27,18 @@ seed = 0
 # %%
 import torch
 
-from dkdm_lab import plots
-from dkdm_lab.data import (
-    GaussianMixture,
-    NoisedImages,
-    load_images,
-    to_model,
-    to_uint8,
-)
+from dkdm_lab import data, plots
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.widgets import frames
 
 plots.use_style()
 diffusion = GaussianDiffusion.cosine(T)
 generator = torch.Generator().manual_seed(seed)
+
+
+def randn(*shape):
+    return torch.randn(*shape, generator=generator)
+
 
 # %% [markdown]
 # ## One convention
@@ -66,11 +64,8 @@ generator = torch.Generator().manual_seed(seed)
 # %%
 steps = list(range(T))
 schedules = {"cosine": diffusion, "linear": GaussianDiffusion.linear(T)}
-plots.curves(
-    {name: (steps, d.alpha_bar) for name, d in schedules.items()},
-    "t",
-    r"$\bar\alpha_t$",
-)
+lines = {name: (steps, d.alpha_bar) for name, d in schedules.items()}
+plots.curves(lines, "t", r"$\bar\alpha_t$")
 
 # %% [markdown]
 # The linear schedule spends many of its last steps on samples that are already noise. The cosine one falls almost
@@ -79,17 +74,12 @@ plots.curves(
 # Now Eq. 4 on real digits. Move the slider from the clean image to pure noise.
 
 # %%
-digits = load_images("digits")[:30]
-x0 = to_model(digits)
-noise = torch.randn(x0.shape, generator=generator)
-levels = [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, T - 1]
+x0 = data.to_model(data.load_images("digits")[:30])
+noise = randn(*x0.shape)
+levels = [*range(0, T, T // 10), T - 1]
 noised = [diffusion.q_sample(x0, torch.full((30,), t), noise) for t in levels]
-frames(
-    [plots.image_grid(to_uint8(x)) for x in noised],
-    [f"t = {t}" for t in levels],
-    "noise level",
-    start=3,
-)
+pictures = [plots.image_grid(data.to_uint8(x)) for x in noised]
+frames(pictures, [f"t = {t}" for t in levels], "noise level", start=3)
 
 # %% [markdown]
 # Around the middle of the range the digits can still be guessed. A model earns its keep there.
@@ -98,11 +88,9 @@ frames(
 # and variance with Eq. 4.
 
 # %%
-x = torch.full((200_000,), 0.7, dtype=torch.float64)
+x = torch.full((200_000,), 0.7)
 for beta in diffusion.betas[:50]:
-    x = (1 - beta) ** 0.5 * x + beta**0.5 * torch.randn(
-        x.shape, generator=generator, dtype=torch.float64
-    )
+    x = (1 - beta) ** 0.5 * x + beta**0.5 * randn(200_000)
 
 alpha_bar = diffusion.alpha_bar[49]
 assert abs(x.mean() - alpha_bar**0.5 * 0.7) < 0.01
@@ -126,12 +114,8 @@ assert abs(x.var() - (1 - alpha_bar)) < 0.01
 # %%
 t = torch.full((200_000,), 40)
 clean = torch.full((200_000, 1), 0.7)
-before = diffusion.q_sample(
-    clean, t - 1, torch.randn(clean.shape, generator=generator)
-)
-after = diffusion.q_sample(
-    before, t, torch.randn(clean.shape, generator=generator), s=t - 1
-)
+before = diffusion.q_sample(clean, t - 1, randn(200_000, 1))
+after = diffusion.q_sample(before, t, randn(200_000, 1), s=t - 1)
 posterior = diffusion.q_posterior(clean, after, t)
 
 residual = before - posterior.mean
@@ -160,23 +144,14 @@ assert abs((residual * after).mean()) < 1e-3  # nothing left for x_t to explain
 
 # %%
 t = torch.tensor([5, 40, 95])
-x_t, eps = (
-    torch.randn(3, 1, generator=generator),
-    torch.randn(3, 1, generator=generator),
+x_t, eps = randn(3, 1), randn(3, 1)
+beta, bar = (
+    torch.tensor(table[t], dtype=torch.float32)[:, None]
+    for table in (diffusion.betas, diffusion.alpha_bar)
 )
-alpha, beta = (
-    torch.as_tensor(a, dtype=torch.float32)[t][:, None]
-    for a in (1 - diffusion.betas, diffusion.betas)
-)
-bar = torch.as_tensor(diffusion.alpha_bar, dtype=torch.float32)[t][:, None]
-
+eq_10 = (x_t - beta / (1 - bar).sqrt() * eps) / (1 - beta).sqrt()
 p = diffusion.p(x_t, t, eps, v=torch.zeros(3, 1))
-torch.testing.assert_close(
-    p.mean,
-    (x_t - beta / (1 - bar).sqrt() * eps) / alpha.sqrt(),
-    atol=1e-5,
-    rtol=1e-5,
-)
+torch.testing.assert_close(p.mean, eq_10, atol=1e-5, rtol=1e-5)
 
 # %% [markdown]
 # Note that the three samples above had three different `t`. Ordinary samplers move a whole batch at one level. A
@@ -187,12 +162,8 @@ torch.testing.assert_close(
 # %%
 bounds = diffusion.transition(torch.arange(1, T))
 lines = {r"$\beta_t$": bounds.beta, r"$\tilde\beta_t$": bounds.beta_tilde}
-plots.curves(
-    {name: (steps[1:], y) for name, y in lines.items()},
-    "t",
-    "variance of a step",
-    log_y=True,
-)
+lines = {name: (steps[1:], y) for name, y in lines.items()}
+plots.curves(lines, "t", "variance of a step", log_y=True)
 
 # %% [markdown]
 # They differ near $t = 0$ and nowhere else. With $T = 1000$ they are closer still. The variance matters for the
@@ -212,19 +183,12 @@ plots.curves(
 # training needs from the data arrives in a *batch*, and a batch has four parts.
 
 # %%
-batch = next(
-    NoisedImages(diffusion, load_images("digits"), batch_size=4, seed=seed)
-)
+source = data.NoisedImages(diffusion, data.load_images("digits"), batch_size=4)
+batch = next(source)
 print("x_t   ", tuple(batch.x_t.shape), "  noisy samples, Eq. 4")
 print("t     ", batch.t.tolist(), "  their levels")
-print(
-    "eps   ", tuple(batch.eps.shape), "  what the network shall predict: the noise"
-)
-print(
-    "target",
-    tuple(batch.target.mean.shape),
-    "  what its p shall be close to: the posterior, Eq. 5",
-)
+print("eps   ", tuple(batch.eps.shape), "  the noise: what the network predicts")
+print("target", tuple(batch.target.mean.shape), "  the posterior, Eq. 5: for its p")
 
 # %% [markdown]
 # Keep this picture in mind. **The whole of DKDM is another way to fill these four fields.**
@@ -242,7 +206,7 @@ def algorithm_3(denoiser, x):
     for t in reversed(range(T)):
         t = torch.full((len(x),), t)
         p = diffusion.p(x, t, *denoiser(x, t), clip=diffusion.clip)
-        x = diffusion.step(p, t - 1, torch.randn(x.shape, generator=generator))
+        x = diffusion.step(p, t - 1, randn(*x.shape))
         path.append(x)
     return path
 
@@ -254,16 +218,13 @@ def algorithm_3(denoiser, x):
 
 # %%
 diffusion = GaussianDiffusion.cosine(T, clip=False)
-mixture = GaussianMixture.ring()
-path = algorithm_3(
-    mixture.denoiser(diffusion), torch.randn(1500, 2, generator=generator)
-)
+mixture = data.GaussianMixture.ring()
+exact = mixture.denoiser(diffusion)
+path = algorithm_3(exact, randn(1500, 2))
 reference = mixture.sample(1500, seed=1)
-shown = [*range(0, T, 10), T - 10, T - 5, T]
+shown = [*range(0, T, 10), T - 5, T]
 pictures = [
-    plots.points(
-        {f"after {k} of {T} steps": path[k]}, limit=2.5, reference=reference
-    )
+    plots.points({f"after {k} of {T} steps": path[k]}, 2.5, reference)
     for k in shown
 ]
 frames(pictures, [f"{k} steps" for k in shown], "denoising", start=len(shown) - 1)
@@ -274,22 +235,14 @@ frames(pictures, [f"{k} steps" for k in shown], "denoising", start=len(shown) - 
 #
 # Fewer steps are possible. Respacing (IDDPM) takes the same formulas from level $t$ to any lower level $s$; DDIM
 # {cite}`song2021denoising` does so without noise. The paper evaluates with 50 respaced steps.
+# The numbers are energy distances to real samples; zero is as good as real.
 
 # %%
 from dkdm_lab.evaluation import energy_distance
 
-exact = mixture.denoiser(diffusion)
-for method, count in [
-    ("ddpm", 100),
-    ("ddpm", 50),
-    ("ddpm", 10),
-    ("ddim", 50),
-    ("ddim", 10),
-]:
+for method, count in [("ddpm", 100), ("ddpm", 50), ("ddpm", 10), ("ddim", 10)]:
     x = diffusion.sample(exact, 1500, count, method=method, seed=seed)
-    print(
-        f"{method}, {count:3d} steps: energy distance {energy_distance(x, reference):+.4f}"
-    )
+    print(f"{method}, {count:3d} steps: {energy_distance(x, reference):+.4f}")
 floor = energy_distance(mixture.sample(1500, seed=2), reference)
 print(f"two sets of real samples: {floor:+.4f}")
 assert energy_distance(path[-1], reference) < 0.01
@@ -299,7 +252,8 @@ assert energy_distance(path[-1], reference) < 0.01
 #
 # `guided_diffusion/gaussian_diffusion.py`, inherited from ADM {cite}`dhariwal2021diffusion`, computes the same
 # quantities from float64 tables. Our tests compare with arrays it produced: tables to $10^{-10}$, samples to
-# $10^{-5}$. One habit is worth knowing. Reverse steps clamp the predicted $x^0$ to $[-1, 1]$, but the loss does not.
+# $10^{-5}$. One habit is worth knowing. Reverse steps clamp the predicted $x^0$ to $[-1, 1]$; the loss never
+# does so with the prediction that is being trained.
 #
 # ## The result beside the paper
 #

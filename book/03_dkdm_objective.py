@@ -69,14 +69,18 @@ teacher = mixture.denoiser(diffusion)
 
 
 # %%
+@torch.no_grad()
+def taught(batch):
+    eps, v = teacher(batch.x_t, batch.t)
+    p = diffusion.p(batch.x_t, batch.t, eps, v)
+    return Batch(batch.x_t, batch.t, eps, p)
+
+
 class TaughtImages(NoisedImages):
     """x_t still from the data; both targets from the teacher (Eqs. 15 and 16)."""
 
     def __next__(self):
-        data = super().__next__()
-        with torch.no_grad():
-            eps, v = teacher(data.x_t, data.t)
-        return Batch(data.x_t, data.t, eps, diffusion.p(data.x_t, data.t, eps, v))
+        return taught(super().__next__())
 
 
 # %% [markdown]
@@ -87,61 +91,39 @@ class TaughtImages(NoisedImages):
 # %%
 points = mixture.sample(40_000, seed=11)
 held_out = next(NoisedImages(diffusion, points, batch_size=40_000, seed=12))
-with torch.no_grad():
-    eps, v = teacher(held_out.x_t, held_out.t)
-taught = Batch(
-    held_out.x_t, held_out.t, eps, diffusion.p(held_out.x_t, held_out.t, eps, v)
-)
-inside = (
-    held_out.t > 0
-)  # at t = 0 the posterior is a point and its KL is not defined
+inside = held_out.t > 0  # at t = 0 the posterior is a point and has no KL
+
+
+@torch.no_grad()
+def losses(model, batch):
+    found = dkdm_loss(diffusion, batch, *model(batch.x_t, batch.t))
+    return float(found.simple[inside].mean()), float(found.vlb[inside].mean())
+
+
 measured = []
 
 
-def measure(iteration, student, _):
-    with torch.no_grad():
-        answer = student(held_out.x_t, held_out.t)
-        both = [
-            dkdm_loss(diffusion, batch, *answer) for batch in (held_out, taught)
-        ]
-    measured.append(
-        [
-            iteration,
-            *(float(part[inside].mean()) for loss in both for part in loss[:2]),
-        ]
-    )
+def measure(iteration, model, _):
+    both = losses(model, held_out) + losses(model, taught(held_out))
+    measured.append((iteration, *both))
 
 
 # %%
-at = tuple(range(iterations // 20, iterations + 1, iterations // 20))
 torch.manual_seed(seed)
 student = networks.build(settings.student)
-source = TaughtImages(
-    diffusion, mixture.sample(50_000), settings.batch_size, seed=seed
-)
+source = TaughtImages(diffusion, mixture.sample(50_000), settings.batch_size)
+every = iterations // 20
 student, history = train(
-    student,
-    source,
-    diffusion,
-    iterations,
-    lr=settings.lr,
-    ema=settings.ema,
-    callback=measure,
-    callback_at=at,
-)
-when, simple, vlb, simple_taught, vlb_taught = map(
-    torch.tensor, zip(*measured, strict=True)
-)
+    student, source, diffusion, iterations, lr=settings.lr, ema=settings.ema,
+    callback=measure, callback_at=tuple(range(every, iterations + 1, every)),
+)  # fmt: skip
+columns = map(torch.tensor, zip(*measured, strict=True))
+when, simple, vlb, simple_taught, vlb_taught = columns
 
 # %%
-plots.curves(
-    {
-        "Eq. 11, with the data": (when, simple),
-        "Eq. 15, without": (when, simple_taught),
-    },
-    "iteration",
-    "squared error",
-)
+lines = {"Eq. 11, with the data": simple, "Eq. 15, without": simple_taught}
+lines = {name: (when, values) for name, values in lines.items()}
+plots.curves(lines, "iteration", "squared error")
 
 # %% [markdown]
 # The two curves fall together and keep their distance. That distance is not an accident. The perfect teacher predicts
@@ -157,24 +139,18 @@ plots.curves(
 # $D_{KL}(q \| p_S)$ exceeds $D_{KL}(q \| p_T)$ by $D_{KL}(p_T \| p_S)$ on average.
 
 # %%
-own = dkdm_loss(diffusion, held_out, eps, v)
+own_simple, own_vlb = losses(teacher, held_out)
 gap_simple, gap_vlb = simple - simple_taught, vlb - vlb_taught
 print(
-    f"squared error: gap {gap_simple[-1]:.4f}, teacher's own loss {own.simple[inside].mean():.4f}"
+    f"squared error: gap {gap_simple[-1]:.4f}, teacher's own loss {own_simple:.4f}"
 )
-print(
-    f"KL in bits:    gap {gap_vlb[-1]:.4f}, teacher's own loss {own.vlb[inside].mean():.4f}"
-)
-assert (gap_simple - own.simple[inside].mean()).abs().max() < 0.01
-assert abs(gap_vlb[-1] - own.vlb[inside].mean()) < 0.01
+print(f"KL in bits:    gap {gap_vlb[-1]:.4f}, teacher's own loss {own_vlb:.4f}")
+assert (gap_simple - own_simple).abs().max() < 0.01
+assert abs(gap_vlb[-1] - own_vlb) < 0.01
 
 # %%
-plots.curves(
-    {"Eq. 9, with the data": (when, vlb), "Eq. 16, without": (when, vlb_taught)},
-    "iteration",
-    "bits per dimension",
-    log_y=True,
-)
+lines = {"Eq. 9, with the data": (when, vlb), "Eq. 16, without": (when, vlb_taught)}
+plots.curves(lines, "iteration", "bits per dimension", log_y=True)
 
 # %% [markdown]
 # The KL shows the same, on a logarithmic scale: Eq. 16 goes on falling where Eq. 9 has reached its floor, the
@@ -193,53 +169,39 @@ plots.curves(
 # \epsilon_{\theta_S}(\hat x^t, t)\|^2, \tag{17}$$
 #
 # and Eq. 18 likewise for the KL. Nothing in it is data. But is $\hat x^t$ distributed like $x^t$? We walk 4,000
-# points down from noise, and stop at several levels to compare them with real points noised to the same level.
+# points down from noise, and stop at several levels to compare them with real points noised to the same level. For
+# the yardstick, real points noised again are compared with them too.
+
 
 # %%
-stops = {}
-diffusion.sample(
-    teacher,
-    4000,
-    seed=seed,
-    batch_size=4000,
-    callback=lambda level, x: stops.update({level: x.clone()}),
-)
-rows = []
+def noised(level, n, seed):
+    noise = torch.randn(n, 2)
+    return diffusion.q_sample(
+        mixture.sample(n, seed), torch.full((n,), level), noise
+    )
+
+
+n, walked = 4000, {}
+keep = lambda level, x: walked.update({level: x.clone()})  # noqa: E731
+diffusion.sample(teacher, n, seed=seed, batch_size=n, callback=keep)
 for level in (90, 60, 40, 20, 10, 0):
-    t = torch.full((4000,), level)
-    real = [
-        diffusion.q_sample(mixture.sample(4000, seed=s), t, torch.randn(4000, 2))
-        for s in (21, 22)
-    ]
-    rows.append(
-        (
-            level,
-            energy_distance(stops[level], real[0]),
-            energy_distance(real[1], real[0]),
-        )
-    )
-    print(
-        f"t = {level:2d}: walked against noised {rows[-1][1]:+.5f}   noised against noised {rows[-1][2]:+.5f}"
-    )
-assert all(abs(walked) < 0.01 for _, walked, _ in rows)
+    distance = energy_distance(walked[level], noised(level, n, seed=21))
+    floor = energy_distance(noised(level, n, seed=22), noised(level, n, seed=21))
+    print(f"t = {level:2d}: walked {distance:+.5f}   noised again {floor:+.5f}")
+    assert distance < 0.01
 
 # %% [markdown]
 # The distances are as small as those between two sets of real noised points. For this teacher the prior can go too.
 
 # %%
-t = torch.full((4000,), 20)
-plots.points(
-    {
-        "walked down by the teacher": stops[20][:1500],
-        "data, noised": diffusion.q_sample(
-            mixture.sample(1500, seed=3), t[:1500], torch.randn(1500, 2)
-        ),
-    },
-    reference=mixture.sample(1500),
-)
+both = {
+    "walked by the teacher": walked[20][:1500],
+    "data, noised": noised(20, 1500, 3),
+}
+plots.points(both, reference=mixture.sample(1500))
 
 # %% [markdown]
-# Both pictures show $t = 20$: the clusters (grey) are visible, and blurred by the noise that is left.
+# Both pictures show $t = 20$: the same ring, blurred by the noise that is left, around the clusters (grey).
 #
 # ## What it costs
 #
@@ -249,9 +211,7 @@ plots.points(
 
 # %% tags=["nbval-check-output"]
 T, b = 1000, 128
-print(
-    f"naive: {b * (T - 1) // 2:,} teacher evaluations a batch; one step a turn: {b}"
-)
+print(f"naive: {b * (T - 1) // 2:,} evaluations a batch; one step a turn: {b}")
 
 # %% [markdown]
 # The next three chapters bring the first number down to the second.

@@ -108,35 +108,21 @@ plots.curves(
 
 # %%
 student = run.model()
-x0 = to_model(
-    load_images(settings.data)[:256]
-)  # only to measure with; the student never saw them
+x0 = to_model(load_images(settings.data)[:256]).to(runs.device())  # to measure with
+noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
-def error_by_level(model, levels, generator):
-    errors = []
-    for level in levels:
-        t = torch.full((len(x0),), level)
-        x_t = diffusion.q_sample(
-            x0, t, torch.randn(x0.shape, generator=generator)
-        ).to(runs.device())
-        t = t.to(runs.device())
-        errors.append(
-            float((model(x_t, t)[0] - teacher(x_t, t)[0]).square().mean())
-        )
-    return errors
+def error(model, level):
+    t = torch.full((len(x0),), level, device=x0.device)
+    x_t = diffusion.q_sample(x0, t, noise.to(x0.device))
+    return float((model(x_t, t)[0] - teacher(x_t, t)[0]).square().mean())
 
 
 # %%
 levels = list(range(0, settings.T, 5))
-errors = error_by_level(student, levels, torch.Generator().manual_seed(seed))
-plots.curves(
-    {"iterative": (levels, errors)},
-    "t",
-    "squared difference from the teacher's eps",
-    log_y=True,
-)
+lines = {"iterative": (levels, [error(student, level) for level in levels])}
+plots.curves(lines, "t", "squared difference from the teacher's eps", log_y=True)
 
 # %% [markdown]
 # The error is largest at small $t$, where the images are made or spoilt.
@@ -144,18 +130,13 @@ plots.curves(
 # ## The score
 
 # %%
-teacher_fid = runs.Run(settings, "teacher", seed).result()["metrics"][
-    settings.metric
-]
+of_teacher = runs.Run(settings, "teacher", seed).result()
+level = ("teacher", of_teacher["metrics"][settings.metric])
 fid = {"iterative": runs.curve(result, settings.metric)}
-plots.curves(
-    fid, "iteration", settings.metric, log_y=True, level=("teacher", teacher_fid)
-)
+plots.curves(fid, "iteration", settings.metric, log_y=True, level=level)
 
 # %%
-samples = diffusion.sample(
-    student, 40, settings.steps, seed=seed, device=runs.device()
-)
+samples = diffusion.sample(student, 40, settings.steps, device=runs.device())
 plots.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]

@@ -56,9 +56,7 @@ pool.fill()
 before = pool.t.clone()
 batch = next(pool)
 assert torch.equal(pool.t, torch.where(before == 0, settings.T - 1, before - 1))
-print(
-    f"{len(before)} samples at {before.unique().numel()} different levels; a batch is all of them"
-)
+print(f"{len(before)} samples at {before.unique().numel()} different levels")
 
 # %% [markdown]
 # ## Watch it
@@ -75,43 +73,33 @@ watch(run.source(), iterations=settings.T, every=settings.T // 10)
 # %%
 methods = ("iterative", "shuffled")
 results = {method: runs.Run(settings, method, seed).result() for method in methods}
-loss = {
-    m: (r["loss"]["iteration"], r["loss"]["simple"]) for m, r in results.items()
-}
-plots.curves(loss, "iteration", "L'simple", log_y=True)
+losses = {m: r["loss"] for m, r in results.items()}
+lines = {m: (loss["iteration"], loss["simple"]) for m, loss in losses.items()}
+plots.curves(lines, "iteration", "L'simple", log_y=True)
 
 # %% [markdown]
 # No teeth. The shuffled loss is an average over all levels at each iteration, and it falls smoothly.
 
 # %%
-late = {
-    m: r["loss"]["simple"][len(r["loss"]["simple"]) // 2 :]
-    for m, r in results.items()
-}
-swing = {m: max(x) / min(x) for m, x in late.items()}
+half = len(losses["shuffled"]["simple"]) // 2
+late = {method: loss["simple"][half:] for method, loss in losses.items()}
+swing = {method: max(x) / min(x) for method, x in late.items()}
 for method, value in swing.items():
-    print(
-        f"{method}: largest over smallest loss in the second half of training: {value:.0f}"
-    )
+    print(f"{method}: largest over smallest loss, second half: {value:.0f}")
 assert swing["shuffled"] < swing["iterative"]
 
 # %% [markdown]
 # ## The score
 
 # %%
-teacher_fid = runs.Run(settings, "teacher", seed).result()["metrics"][
-    settings.metric
-]
+of_teacher = runs.Run(settings, "teacher", seed).result()
+level = ("teacher", of_teacher["metrics"][settings.metric])
 fid = {m: runs.curve(r, settings.metric) for m, r in results.items()}
-plots.curves(
-    fid, "iteration", settings.metric, log_y=True, level=("teacher", teacher_fid)
-)
+plots.curves(fid, "iteration", settings.metric, log_y=True, level=level)
 
 # %%
 student = run.model()
-samples = diffusion.sample(
-    student, 40, settings.steps, seed=seed, device=runs.device()
-)
+samples = diffusion.sample(student, 40, settings.steps, device=runs.device())
 plots.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]
@@ -127,16 +115,13 @@ plots.image_grid(to_uint8(samples), columns=20)
 # %%
 pool = run.source()
 first, second = next(pool).x_t, next(pool).x_t
-similarity = torch.nn.functional.cosine_similarity(
-    first.flatten(1), second.flatten(1)
-)
-chance = torch.nn.functional.cosine_similarity(
-    first.flatten(1), second.flip(0).flatten(1)
-)
+first, second = first.flatten(1), second.flatten(1)
+itself = torch.nn.functional.cosine_similarity(first, second).mean()
+another = torch.nn.functional.cosine_similarity(first, second.flip(0)).mean()
 print(
-    f"a sample and itself one turn later: {similarity.mean():.2f}   two different samples: {chance.mean():.2f}"
+    f"similarity to itself one turn later: {itself:.2f}, to another: {another:.2f}"
 )
-assert similarity.mean() > 0.8
+assert itself > 0.8
 
 # %% [markdown]
 # One turn hardly changes a sample, so consecutive batches are nearly the same batch. This is the trouble that the next

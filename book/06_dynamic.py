@@ -63,9 +63,8 @@ def algorithm_1(x, t, generator, iterations, b):
         eps, v = teacher(x_t, t_chosen)
         p = diffusion.p(x_t, t_chosen, eps, v, clip=diffusion.clip)
         yield x_t, t_chosen, eps, p  # lines 5 to 7 belong to the student
-        noise, fresh = (
-            torch.randn(x_t.shape, generator=generator) for _ in range(2)
-        )
+        noise = torch.randn(x_t.shape, generator=generator)
+        fresh = torch.randn(x_t.shape, generator=generator)
         x_next = diffusion.step(p, t_chosen - 1, noise)
         done = t_chosen == 0
         x[chosen] = x_next  # line 8, and a fresh start where x_0 is reached
@@ -100,9 +99,8 @@ pool = run.source()
 pool.fill()
 filled = pool.evaluations
 next(pool)
-print(
-    f"{pool.size:,} samples = {settings.rho} * {settings.T} * {settings.batch_size}"
-)
+rho, T, b = settings.rho, settings.T, settings.batch_size
+print(f"{pool.size:,} samples = {rho} * {T} * {b}")
 print(f"teacher evaluations an iteration: {pool.evaluations - filled}")
 
 # %% [markdown]
@@ -111,38 +109,31 @@ print(f"teacher evaluations an iteration: {pool.evaluations - filled}")
 # %%
 methods = ("iterative", "shuffled", "dynamic")
 results = {method: runs.Run(settings, method, seed).result() for method in methods}
-loss = {
-    m: (r["loss"]["iteration"], r["loss"]["simple"]) for m, r in results.items()
-}
-plots.curves(loss, "iteration", "L'simple", log_y=True)
+losses = {m: r["loss"] for m, r in results.items()}
+lines = {m: (loss["iteration"], loss["simple"]) for m, loss in losses.items()}
+plots.curves(lines, "iteration", "L'simple", log_y=True)
 
 # %% [markdown]
 # The dynamic loss is as smooth as the shuffled one. It can even lie above it, for the shuffled student meets the same
 # samples again and learns them by heart. What counts is the score.
 
 # %%
-teacher_fid = runs.Run(settings, "teacher", seed).result()["metrics"][
-    settings.metric
-]
+of_teacher = runs.Run(settings, "teacher", seed).result()
+level = ("teacher", of_teacher["metrics"][settings.metric])
 fid = {m: runs.curve(r, settings.metric) for m, r in results.items()}
-plots.curves(
-    fid, "iteration", settings.metric, log_y=True, level=("teacher", teacher_fid)
-)
+plots.curves(fid, "iteration", settings.metric, log_y=True, level=level)
 
 # %%
 student = run.model()
-samples = diffusion.sample(
-    student, 40, settings.steps, seed=seed, device=runs.device()
-)
+samples = diffusion.sample(student, 40, settings.steps, device=runs.device())
 plots.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]
 # These digits come from a network that has never seen one, nor any image.
 
 # %%
-print(
-    f"the student is {teacher.parameter_count / student.parameter_count:.1f} times smaller than its teacher"
-)
+ratio = teacher.parameter_count / student.parameter_count
+print(f"the student is {ratio:.1f} times smaller than its teacher")
 assert fid["dynamic"][1][-1] < fid["iterative"][1][-1]
 
 # %% [markdown]
@@ -153,10 +144,10 @@ assert fid["dynamic"][1][-1] < fid["iterative"][1][-1]
 
 # %% tags=["nbval-check-output"]
 paper = presets.get("cifar10")
-size = round(paper.rho * paper.T) * paper.batch_size
-print(
-    f"pool {size:,}; full warm-up {size * (paper.T - 1) // 2:,}; distillation {paper.iterations * paper.batch_size:,}"
-)
+b = paper.batch_size
+size = round(paper.rho * paper.T) * b
+print(f"teacher evaluations of the warm-up:      {size * (paper.T - 1) // 2:,}")
+print(f"teacher evaluations of the distillation: {paper.iterations * b:,}")
 
 # %% [markdown]
 # Two cheaper ways. `"respaced"` walks in ten large steps, the last one cut short to end at the sample's own level.

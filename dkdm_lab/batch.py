@@ -46,7 +46,11 @@ def run_chapters(
     A chapter that fails leaves its notebook as it was; what ran is kept in ``data_cache/failed/``, and
     RuntimeError names chapter and cell.
     """
-    presets.get(preset)
+    if presets.get(preset).data == "toy":
+        raise ValueError(
+            f"preset {preset}: the chapters show images, and it has none; they use it by themselves where "
+            "points say more (its runs: dkdm run --ledger --preset toy)"
+        )
     parameters = {
         **({} if preset == DEFAULT_PRESET else {"preset": preset, "live": False}),
         **(settings or {}),

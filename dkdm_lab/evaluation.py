@@ -71,8 +71,8 @@ def score(images: Tensor, reference: Tensor | str, features: str = "inception", 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch-fidelity's own, about its file loading
         raw = calculate_metrics(
-            input1=_Images(images),
-            input2=_Images(reference),
+            input1=_Images(images, grey_as_rgb=features == "inception"),
+            input2=_Images(reference, grey_as_rgb=features == "inception"),
             input2_cache_name=f"{name}-{content_hash(reference)}-{len(reference)}-{yardstick}",
             cache_root=str(cache_dir() / "statistics"),
             fid="FID" in metrics,
@@ -100,8 +100,9 @@ def score(images: Tensor, reference: Tensor | str, features: str = "inception", 
 class _Images(Dataset):
     """uint8 images for torch-fidelity, one a time; grey ones get three channels for Inception."""
 
-    def __init__(self, images: Tensor):
-        self.images = images
+    def __init__(self, images: Tensor, grey_as_rgb: bool):
+        grey = grey_as_rgb and images.shape[1] == 1
+        self.images = images.expand(-1, 3, -1, -1) if grey else images
 
     def __len__(self) -> int:
         return len(self.images)

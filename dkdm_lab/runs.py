@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from dkdm_lab import networks
@@ -244,7 +246,8 @@ def device() -> torch.device:
 def provenance() -> dict:
     """Versions, hardware and commit: how a number was made."""
     packages = ("torch", "diffusers", "accelerate", "torch-fidelity", "numpy")
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    cores = f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else cores
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
@@ -290,11 +293,23 @@ def _explained(folder: Path):
     }
     try:
         yield
-    except OSError as error:
-        if error.errno not in reasons:
+    except Exception as error:
+        number = _system_error(error)
+        if number not in reasons:
             raise
         raise OSError(
-            error.errno,
-            f"{folder}: {reasons[error.errno]}; runs need a writable data_cache with space "
+            number,
+            f"{folder}: {reasons[number]}; runs need a writable data_cache with space "
             "(set DKDM_DATA_CACHE to use another folder)",
         ) from error
+
+
+def _system_error(error: BaseException | None) -> int | None:
+    """The system's error number behind an exception, also where torch or safetensors wrapped it."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno
+        if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+            return int(found.group(1))
+        error = error.__cause__ or error.__context__
+    return None

@@ -149,8 +149,12 @@ def _write_checkpoint(path, student, optimizer, average, source, history, iterat
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".writing")
-    torch.save(state, scratch)
-    os.replace(scratch, path)  # whole or not at all
+    try:
+        with scratch.open("wb") as file:  # through Python's file, whose errors name their cause
+            torch.save(state, file)
+        os.replace(scratch, path)  # whole or not at all
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def _read_checkpoint(path) -> dict:

@@ -46,7 +46,7 @@ def test_there_are_the_first_seven_chapters():
 
 @by_chapter
 def test_cells_are_few_and_short(source):
-    lengths = [len(cell.source.splitlines()) for cell in code_cells(source)]
+    lengths = [len([line for line in cell.source.splitlines() if line]) for cell in code_cells(source)]
     assert len(lengths) <= 25
     assert statistics.median(lengths) <= 10
 

@@ -73,6 +73,14 @@ def test_the_dit_starts_at_zero_and_keeps_the_shape():
     assert torch.equal(v, torch.zeros(2, 3, 8, 8))
 
 
+def test_a_copy_from_the_configuration_is_the_same_network():
+    """diffusers forgets arguments given by position, so there are none."""
+    network = small_dit()
+    assert DiT.from_config(network.config).position.shape == network.position.shape
+    with pytest.raises(TypeError):
+        DiT(8)
+
+
 def test_every_patch_of_the_dit_comes_back_to_its_place():
     """With the blocks at their start a patch's output depends on nothing but that patch."""
     network = small_dit()

@@ -346,6 +346,15 @@ def test_a_warm_up_leaves_the_levels_nearly_as_the_forward_process_would(warmup)
     assert 0.985 < float(ratio[20:].mean()) < 1.015
 
 
+@pytest.mark.parametrize("warmup", WARMUPS)
+def test_no_warm_up_throws_a_sample_far_away(warmup, ring, diffusion, exact_teacher):
+    """Noise reaches 4 or so; a jump whose variance runs out of its bounds reached 570."""
+    for seed in range(3):
+        pool = DynamicPool(diffusion, exact_teacher, 100, rho=0.4, warmup=warmup, seed=seed)
+        pool.fill()
+        assert float(pool.x.abs().max()) < 6
+
+
 # -- going on exactly ---------------------------------------------------------------------------------
 
 

@@ -1,0 +1,77 @@
+"""The hyperparameter tables: the paper's values, and that every preset can be built and changed."""
+
+import dataclasses
+
+import pytest
+
+from dkdm_lab import presets
+from dkdm_lab.networks import NETWORKS
+from dkdm_lab.pools import WARMUPS, DynamicPool
+from dkdm_lab.presets import PRESETS
+
+
+def test_cifar10_is_table_6():
+    cifar10 = presets.get("cifar10")
+    table = {
+        "schedule": "cosine",
+        "T": 1000,
+        "batch_size": 128,
+        "iterations": 200_000,
+        "lr": 1e-4,
+        "rho": 0.4,
+        "teacher": "cnn-57m",
+        "student": "cnn-14m",
+        "steps": 50,  # Sec. 4.1, as the next
+        "samples": 50_000,
+    }
+    assert {name: getattr(cifar10, name) for name in table} == table
+
+
+def test_the_presets_of_the_book_exist():
+    assert {"toy", "digits", "cifar10"} <= PRESETS.keys()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_its_networks(name):
+    preset = presets.get(name)
+    assert preset.name == name
+    assert preset.student in NETWORKS
+    assert preset.teacher in {*NETWORKS, "exact"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_has_a_process_and_a_pool(name):
+    preset = presets.get(name)
+    process = preset.diffusion()
+    assert (process.T, process.schedule, process.clip) == (preset.T, preset.schedule, preset.clip)
+    assert process.timesteps(preset.steps)[-1] == preset.T - 1
+    assert preset.warmup in WARMUPS
+    teacher = type("Teacher", (), {"shape": (2,), "eval": lambda self: self})()
+    pool = DynamicPool(process, teacher, preset.batch_size, rho=preset.rho, warmup=preset.warmup)
+    assert pool.size == round(preset.rho * preset.T * preset.batch_size)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_live_settings_only_shorten(name):
+    own, live = presets.get(name), presets.get(name, live=True)
+    differs = {f.name for f in dataclasses.fields(own) if getattr(own, f.name) != getattr(live, f.name)}
+    assert differs == own.live.keys()
+    assert all(getattr(live, name) < getattr(own, name) for name in differs)
+
+
+def test_changes_come_after_the_live_settings():
+    preset = presets.get("digits", live=True, iterations=7)
+    assert preset.iterations == 7
+    assert preset.teacher_iterations == PRESETS["digits"].live["teacher_iterations"]
+    assert PRESETS["digits"].iterations != 7
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="preset: found 'mnist', expected one of toy, digits, cifar10"):
+        presets.get("mnist")
+
+
+@pytest.mark.parametrize("setting", ["learning_rate", "name", "live"])
+def test_an_unknown_setting_is_refused(setting):
+    with pytest.raises(ValueError, match=rf"preset digits: found no setting '{setting}', expected one of"):
+        presets.get("digits").replace(**{setting: 1})
