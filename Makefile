@@ -19,7 +19,8 @@ book: $(INSTALLED)  ## run every chapter of PRESET, then build the site
 test: lint  ## run the linters, the tests, and every chapter once more
 	$(BIN)/pytest --nbval-lax --nbval-cell-timeout=1800 tests $(NOTEBOOKS)
 
-lab: $(INSTALLED)  ## open JupyterLab on the book
+lab: $(INSTALLED)  ## open JupyterLab on the book; untrusted, its sliders would not move before a run
+	$(BIN)/jupyter-trust $(NOTEBOOKS)
 	$(BIN)/jupyter-lab --LabApp.default_url=/lab/tree/book
 
 site: $(INSTALLED)  ## build the site from the executed chapters; any warning is an error

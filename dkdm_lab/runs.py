@@ -162,6 +162,8 @@ class Run:
         curve = json.loads(curve_file.read_text()) if resuming else []
 
         def evaluate(iteration, averaged, _history):
+            # A run killed after a score and before its checkpoint comes by here again.
+            curve[:] = [point for point in curve if point["iteration"] < iteration]
             curve.append({"iteration": iteration, **self._score(averaged)})
             write_json(curve_file, curve)
 
@@ -191,6 +193,7 @@ class Run:
                     "teacher_evaluations": source.evaluations,
                     "student_evaluations": iterations * p.batch_size,
                     "loss": loss,
+                    "resumed": resuming,  # then wall_s counts the last leg only
                 },
                 started,
             )

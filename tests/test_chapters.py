@@ -14,7 +14,7 @@ from dkdm_lab import ledger
 from dkdm_lab.batch import chapters, parameter_names
 from dkdm_lab.data import GaussianMixture
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.pools import DynamicPool
+from dkdm_lab.pools import DynamicPool, IterativePool
 
 SOURCES = chapters()
 ROOT = Path(__file__).parents[1]
@@ -103,10 +103,12 @@ def test_algorithm_3_of_the_chapter_is_diffusion_sample():
     diffusion = GaussianDiffusion.cosine(20, clip=False)
     teacher = GaussianMixture.ring().denoiser(diffusion)
     generator = torch.Generator().manual_seed(5)
-    algorithm_3 = defined(
-        SOURCES[1], "algorithm_3", torch=torch, diffusion=diffusion, T=20, generator=generator
-    )
-    path = algorithm_3(teacher, torch.randn(64, 2, generator=generator))
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    algorithm_3 = defined(SOURCES[1], "algorithm_3", torch=torch, diffusion=diffusion, T=20, randn=randn)
+    path = algorithm_3(teacher, randn(64, 2))
     assert torch.equal(path[-1], diffusion.sample(teacher, 64, seed=5))
 
 
@@ -127,6 +129,19 @@ def test_algorithm_1_of_the_chapter_is_the_dynamic_pool():
             (batch.target.mean, p.mean),
         ):
             assert torch.equal(ours, chapters_own)
+
+
+def test_the_turn_of_chapter_4_is_the_pools():
+    diffusion = GaussianDiffusion.cosine(20, clip=False)
+    teacher = GaussianMixture.ring().denoiser(diffusion)
+    turn = defined(SOURCES[4], "turn", torch=torch, diffusion=diffusion, teacher=teacher)
+    pool = IterativePool(diffusion, teacher, 16)
+    for _ in range(5):
+        batch = next(pool)
+        (_, _, eps, p), x_next = turn(batch.x_t, batch.t)
+        assert torch.equal(batch.eps, eps) and torch.equal(batch.target.mean, p.mean)
+        noise = (x_next - p.mean) / torch.exp(0.5 * p.log_variance)
+        assert x_next.shape == pool.x.shape and 0.5 < noise.std() < 1.5
 
 
 QUOTE = re.compile(
