@@ -185,7 +185,21 @@ plots.bars(
 
 # %% [markdown]
 # Bars show the mean, whiskers one standard deviation over seeds. Each seed has its own teacher, pool and first weights,
-# so the whiskers hold everything that chance decides.
+# so the whiskers hold everything that chance decides. A good teacher helps all of its students, so it is fairer to
+# compare students of the same seed:
+
+# %%
+value = {}
+for r in ledger.results(preset, {}):
+    value[r["settings"]["method"], r["settings"]["seed"]] = r["metrics"][
+        settings.metric
+    ]
+for other in ("data-based", "data-free", "shuffled", "iterative"):
+    seeds = [seed for method, seed in value if method == other]
+    wins = sum(value["dynamic", s] < value[other, s] for s in seeds)
+    print(f"dynamic is better than {other} for {wins} of {len(seeds)} seeds")
+
+# %% [markdown]
 #
 # ## In the authors' code
 #
@@ -200,7 +214,16 @@ plots.bars(
 # training, with a teacher of 4.45, after 200K iterations with early stopping. Fig. 4a orders the pools: dynamic best,
 # then shuffled, then iterative.
 #
-# VERDICT
+# On digits (ledger, digits-FID, three seeds): data-based 6.66 ± 1.51<!-- ledger: digits data-based digits-FID -->,
+# dynamic 8.54 ± 1.45<!-- ledger: digits dynamic digits-FID -->,
+# shuffled 13.5 ± 1.9<!-- ledger: digits shuffled digits-FID -->,
+# data-free 13.9 ± 3.7<!-- ledger: digits data-free digits-FID -->,
+# iterative 165 ± 57<!-- ledger: digits iterative digits-FID -->; the teacher has
+# 5.40 ± 2.08<!-- ledger: digits teacher digits-FID -->.
+#
+# *Verdict:* the trend is reproduced. For each of the three seeds dynamic distillation is better than data-free training
+# and than the two other pools, and for each data-based training is better still, as in Table 2. Between shuffled
+# distillation and data-free training our numbers do not decide.
 #
 # ## Limits
 #

@@ -36,14 +36,15 @@ def results(preset: str, where: dict | None = None) -> list[dict]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (nan for one value) of ``n`` seeds; printed as "mean ± std"."""
+    """Mean and sample standard deviation (nan for one value) of ``n`` seeds; printed as "mean ± std",
+    the mean to three significant digits."""
 
     mean: float
     std: float
     n: int
 
     def __str__(self) -> str:
-        digits = max(0, 1 - math.floor(math.log10(abs(self.mean)))) if self.mean else 2
+        digits = max(0, 2 - math.floor(math.log10(abs(self.mean)))) if self.mean else 2
         spread = "" if self.n < 2 else f" ± {self.std:.{digits}f}"
         return f"{self.mean:.{digits}f}{spread}"
 

@@ -37,13 +37,13 @@ def test_mean_and_sample_deviation_over_seeds(book):
         book("dynamic", seed, fid)
     found = ledger.summary("digits", "digits-FID")["dynamic"]
     assert (found.mean, found.std, found.n) == (10.0, 2.0, 3)
-    assert str(found) == "10 ± 2"
+    assert str(found) == "10.0 ± 2.0"
 
 
 def test_one_seed_has_no_deviation(book):
     book("dynamic", 0, 8.25)
     found = ledger.summary("digits", "digits-FID")["dynamic"]
-    assert math.isnan(found.std) and str(found) == "8.2"
+    assert math.isnan(found.std) and str(found) == "8.25"
 
 
 def test_other_settings_count_only_where_asked_for(book):

@@ -1,0 +1,338 @@
+"""Runs: begun, interrupted, finished; their folders, and what the system may refuse."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from dkdm_lab import presets, runs
+from dkdm_lab.data import MixtureDenoiser
+from dkdm_lab.evaluation import digits_classifier_hash
+from dkdm_lab.pools import DynamicPool
+from dkdm_lab.runs import METHODS, Run, provenance, write_json
+
+pytestmark = pytest.mark.usefixtures("yardstick")  # every result names the classifier's hash
+
+TINY = {"batch_size": 16, "iterations": 20, "curve": 4, "checkpoint_every": 10, "steps": 5, "samples": 50}
+
+
+def toy(method="dynamic", seed=0, **changes):
+    """A run of the toy preset that takes a moment."""
+    changes = {"synthetic_images": 40, "synthetic_steps": 5, **TINY, **changes}
+    return Run(presets.get("toy", **changes), method, seed)
+
+
+def weights(run):
+    return torch.cat([p.detach().flatten() for p in run.model(progress=False).parameters()])
+
+
+# -- what a run is ------------------------------------------------------------------------------------
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match="method: found 'magic', expected one of teacher, data-based, "):
+        Run(presets.get("toy"), "magic")
+
+
+def test_a_name_tells_method_seed_and_every_setting_that_is_not_the_presets():
+    assert Run(presets.get("digits"), "dynamic", 3).name == "dynamic-seed3"
+    changed = Run(presets.get("digits", rho=0.2, warmup="full"), "dynamic", 3)
+    assert changed.name == "dynamic-seed3-warmup=full-rho=0.2"
+
+
+def test_a_setting_that_does_not_concern_a_method_is_not_in_its_name():
+    assert Run(presets.get("digits", rho=0.2), "iterative").name == "iterative-seed0"
+
+
+def test_runs_with_other_settings_lie_in_other_folders(cache):
+    assert toy().folder.parent == cache / "runs" / "toy"
+    assert len({toy(rho=rho, seed=seed).folder for rho in (0.2, 0.4) for seed in (0, 1)}) == 4
+
+
+# -- not begun, finished ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_from_not_begun_to_finished(method):
+    run = toy(method)
+    assert run.status == "not begun"
+    result = run.result(progress=False)
+    assert run.status == "finished"
+    assert result["settings"] == run.settings
+    assert result["metrics"].keys() == {"energy-distance", "N"}
+    assert result["metrics"]["N"] == 50
+    assert result["wall_s"] >= 0
+    assert result["made_with"] == provenance()
+
+
+def test_a_result_counts_what_it_cost():
+    evaluations = {m: toy(m).result(progress=False)["teacher_evaluations"] for m in METHODS if m != "teacher"}
+    assert evaluations == {
+        "data-based": 0,
+        "data-free": 40 * 5,
+        "iterative": 20 * 16,
+        "shuffled": 20 * 16 + 20,  # a harvest of 16 samples in 10 intervals: 2 chains
+        "dynamic": 20 * 16 + 40 * 16,
+    }
+
+
+def test_a_result_holds_the_curve_and_the_losses():
+    result = toy().result(progress=False)
+    iterations, values = runs.curve(result, "energy-distance")
+    assert iterations == [5, 10, 15, 20]
+    assert values[-1] == result["metrics"]["energy-distance"]
+    assert result["loss"]["iteration"] == [10, 20]
+    assert result["parameters"] == 75_268
+    assert result["student_evaluations"] == 20 * 16
+
+
+def test_a_finished_run_is_read_and_not_done_again(monkeypatch):
+    run = toy()
+    result = run.result(progress=False)
+    monkeypatch.setattr(runs, "train", None)  # calling it would fail
+    assert toy().result(progress=False) == result
+    assert isinstance(run.model(progress=False), torch.nn.Module)
+
+
+def test_a_finished_run_keeps_only_what_is_read_later():
+    run = toy()
+    run.result(progress=False)
+    assert sorted(p.name for p in run.folder.iterdir()) == ["model", "result.json", "settings.json"]
+
+
+def test_the_same_run_gives_the_same_numbers(cache):
+    results = []
+    for _ in range(2):
+        result = toy().result(progress=False)
+        results.append(({**result, "wall_s": None}, weights(toy())))
+        shutil.rmtree(cache / "runs")
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
+
+
+def test_another_seed_is_another_run():
+    assert not torch.equal(weights(toy(seed=0)), weights(toy(seed=1)))
+
+
+@pytest.mark.parametrize("method", ["data-based", "data-free", "iterative", "dynamic"])
+def test_the_seed_decides_the_source_too(method):
+    first, again, other = (next(toy(method, seed).source(progress=False)).x_t for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_seed_decides_the_synthetic_data():
+    first, again, other = (toy("data-free", seed).source(progress=False).data for seed in (0, 0, 1))
+    assert len(first) == 40
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_toys_teacher_is_exact():
+    assert isinstance(toy("teacher").model(), MixtureDenoiser)
+
+
+def test_students_of_one_seed_share_their_teacher():
+    """On digits, end to end: the teacher is trained by the first student that needs it, and scored in
+    the features of the digits."""
+    tiny = {**TINY, "teacher_iterations": 4, "iterations": 4, "curve": 1, "rho": 0.02}
+    preset = presets.get("digits", **tiny)
+    first = Run(preset, "dynamic").result(progress=False)
+    assert first["metrics"].keys() == {"digits-FID", "digits-precision", "digits-recall", "N"}
+    teacher = Run(preset, "teacher")
+    assert teacher.status == "finished"
+    before = (teacher.folder / "result.json").stat().st_mtime_ns
+    Run(preset, "shuffled").result(progress=False)
+    assert (teacher.folder / "result.json").stat().st_mtime_ns == before
+    assert Run(preset, "dynamic", seed=1).teacher_run().status == "not begun"
+
+
+# -- interrupted --------------------------------------------------------------------------------------
+
+
+def interrupt_at(monkeypatch, batch):
+    """Stop the process, as far as the run can tell, at the n-th batch of a pool."""
+    original, count = DynamicPool.__next__, iter(range(1, 1000))
+
+    def stop(pool):
+        if next(count) == batch:
+            raise KeyboardInterrupt
+        return original(pool)
+
+    monkeypatch.setattr(DynamicPool, "__next__", stop)
+
+
+@pytest.mark.parametrize(
+    "batch, status",
+    [(4, "not begun"), (8, "not begun"), (12, "resumable"), (18, "resumable")],
+    ids=["before anything", "after a score", "after a checkpoint", "after a checkpoint and a score"],
+)
+def test_an_interrupted_run_ends_as_the_unbroken_one(batch, status, cache, monkeypatch):
+    unbroken = toy().result(progress=False), weights(toy())
+    shutil.rmtree(cache / "runs")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, batch)
+        with pytest.raises(KeyboardInterrupt):
+            toy().result(progress=False)
+    assert toy().status == status
+    resumed = toy().result(progress=False)
+    assert toy().status == "finished"
+    assert torch.equal(weights(toy()), unbroken[1])
+    for part in ("metrics", "curve", "loss", "teacher_evaluations", "settings"):
+        assert resumed[part] == unbroken[0][part]
+
+
+# -- folders made otherwise ---------------------------------------------------------------------------
+
+
+def change_settings(run, **changes):
+    file = run.folder / "settings.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("ask", ["status", "result", "model"])
+def test_a_folder_made_with_other_settings_is_refused(ask):
+    run = toy()
+    run.result(progress=False)
+    change_settings(run, lr=0.5)
+    message = rf"{run.folder}: this run was made with lr = 0.5, expected {run.preset.lr}; move the folder"
+    with pytest.raises(ValueError, match=message):
+        getattr(run, ask) if ask == "status" else getattr(run, ask)(progress=False)
+
+
+def test_a_folder_of_a_preset_since_changed_is_refused(monkeypatch):
+    """The name is the same then, and only the settings tell."""
+    monkeypatch.setitem(presets.PRESETS, "toy", presets.get("toy", **TINY))
+    run = Run(presets.get("toy"), "dynamic")
+    run.result(progress=False)
+    assert run.folder.name == "dynamic-seed0"
+    monkeypatch.setitem(presets.PRESETS, "toy", presets.get("toy", rho=0.2))
+    changed = Run(presets.get("toy"), "dynamic")
+    assert changed.folder.name == "dynamic-seed0"
+    with pytest.raises(ValueError, match=r"made with rho = 0.4, expected 0.2"):
+        changed.result(progress=False)
+
+
+def test_a_setting_that_an_older_folder_does_not_know_is_named():
+    run = toy()
+    run.result(progress=False)
+    settings = run.settings
+    del settings["warmup"]
+    (run.folder / "settings.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="made with warmup = None, expected 'harvest'"):
+        run.result(progress=False)
+
+
+# -- provenance ---------------------------------------------------------------------------------------
+
+
+def test_provenance_tells_how_a_number_was_made():
+    found = provenance()
+    assert found.keys() == {
+        *("python", "torch", "diffusers", "accelerate", "torch-fidelity", "numpy"),
+        *("hardware", "commit", "digits_classifier"),
+    }
+    assert found["digits_classifier"] == digits_classifier_hash()
+    assert all(isinstance(value, str) and value for value in found.values())
+
+
+# -- what the system refuses --------------------------------------------------------------------------
+
+# Its own process, for it gives up its rights and the size of what it may write.
+REFUSED = """
+import json, os, resource, sys
+from pathlib import Path
+from dkdm_lab import presets
+from dkdm_lab.runs import Run
+
+cache = Path(os.environ["DKDM_DATA_CACHE"])
+tiny = json.loads(sys.argv[1])
+said = {}
+
+def attempt(what, **changes):
+    run = Run(presets.get("toy", **{**tiny, **changes}), "dynamic")
+    try:
+        run.result(progress=False)
+        message = "finished"
+    except OSError as error:
+        message = str(error)
+    files = sorted(path.name for path in run.folder.rglob("*")) if run.folder.exists() else []
+    said[what] = {"message": message, "folder": str(run.folder), "files": files}
+
+usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, usual[1]))  # a student's weights have 300 kB
+attempt("checkpoint", checkpoint_every=5)
+attempt("model", checkpoint_every=1000)
+resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+attempt("afterwards")
+
+os.environ["DKDM_DATA_CACHE"] = str(cache / "locked")
+(cache / "locked").mkdir(mode=0o555)
+if os.getuid() == 0:
+    os.setuid(65534)
+attempt("permission")
+print(json.dumps(said))
+"""
+
+
+@pytest.fixture(scope="module")
+def refused(trained_classifier):
+    """What runs say, and what is left of them, when the system refuses to write."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        shutil.copy(trained_classifier, folder)
+        root = Path(__file__).parents[1]
+        environment = {**os.environ, "DKDM_DATA_CACHE": folder, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", REFUSED, json.dumps(TINY)]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "what, reason",
+    [
+        ("checkpoint", "the file is larger than allowed here"),
+        ("model", "the file is larger than allowed here"),
+        ("permission", "no permission to write"),
+    ],
+)
+def test_a_refusal_to_write_names_the_folder_and_the_way_out(what, reason, refused):
+    assert refused[what]["message"].endswith(
+        f"{refused[what]['folder']}: {reason}; runs need a writable data_cache with space "
+        "(set DKDM_DATA_CACHE to use another folder)"
+    )
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "model"])
+def test_nothing_half_written_stays(what, refused):
+    assert refused[what]["files"] == ["curve.json", "settings.json"]
+
+
+def test_a_run_without_permission_leaves_nothing(refused):
+    assert refused["permission"]["files"] == []
+
+
+def test_once_there_is_space_the_run_goes_on(refused):
+    assert refused["afterwards"]["message"] == "finished"
+    assert "result.json" in refused["afterwards"]["files"]
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    write_json(tmp_path / "result.json", {"old": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "result.json", {"new": object()})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir() if "result" in p.name] == ["result.json"]
+
+
+def test_a_file_in_the_place_of_a_folder_is_said_to_be_one(cache):
+    (cache / "runs").write_text("")
+    with pytest.raises(OSError, match=r"runs/toy/dynamic.*: a file stands where a folder is expected"):
+        toy().result(progress=False)
