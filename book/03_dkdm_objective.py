@@ -135,8 +135,9 @@ plots.curves(lines, "iteration", "squared error")
 #
 # The first term on the right does not know the student. It is the teacher's own loss, and no student can go below it.
 # So minimising Eq. 15 minimises Eq. 11. The same holds for the KL: when the teacher's $p$ has the right mean and the
-# right variance, then
-# $D_{KL}(q \| p_S)$ exceeds $D_{KL}(q \| p_T)$ by $D_{KL}(p_T \| p_S)$ on average.
+# right variance, then $D_{KL}(q \| p_S)$ exceeds $D_{KL}(q \| p_T)$ by $D_{KL}(p_T \| p_S)$ on average. (Eq. 12
+# cannot express every variance, and between the clusters the teacher's is cut off a little. The numbers show how
+# little that matters.)
 
 # %%
 own_simple, own_vlb = losses(teacher, held_out)

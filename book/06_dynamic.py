@@ -229,6 +229,8 @@ for other in ("data-based", "data-free", "shuffled", "iterative"):
 #
 # Equal iterations are not equal cost: the pools ask the teacher once for each sample that the student sees, data-based
 # training never does, and data-free training pays in advance. A later part of the book compares at equal cost. The
+# cheap warm-ups start the pool a little too narrow at the smallest levels, where ten large steps lose variance; the
+# first walks through the pool replace those samples. The
 # digits are small, and the spread over three seeds is itself known only roughly.
 #
 # ## Exercises

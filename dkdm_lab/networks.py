@@ -18,6 +18,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from huggingface_hub import snapshot_download
 from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
@@ -88,14 +89,19 @@ class Denoiser(nn.Module):
     def from_pretrained(cls, path: str | Path) -> Denoiser:
         """Load a diffusers pipeline or model folder, or a Hub id; in eval mode.
 
-        Errors: FileNotFoundError or OSError where nothing is found; ValueError for a foreign, truncated
+        Errors: FileNotFoundError where nothing is found; ValueError for a foreign, truncated
         or unsupported checkpoint, naming the file.
         """
         local = Path(path)
         if local.suffix in (".pt", ".pth"):
             raise ValueError(f"{path}: an ADM checkpoint is a bare list of weights; read it with load_adm()")
-        if not local.exists():
-            return cls(UNet2DModel.from_pretrained(str(path), subfolder="unet", use_safetensors=True)).eval()
+        if not local.exists():  # a Hub id: fetched into the Hub's cache, then checked like any folder
+            try:
+                local = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+            except Exception as error:  # the Hub's client raises many kinds, by cause
+                raise FileNotFoundError(
+                    f"{path}: found neither a folder here nor such a model on the Hub ({error})"
+                ) from error
         _refuse_other_predictions(local / "scheduler" / "scheduler_config.json")
         folder = local / "unet" if (local / "unet").is_dir() else local
         config_file = folder / "config.json"

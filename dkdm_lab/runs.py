@@ -158,8 +158,8 @@ class Run:
         torch.manual_seed(self.seed)
         student = networks.build(p.teacher if of_teacher else p.student).to(device())
         curve_file = self.folder / "curve.json"
-        resuming = (self.folder / "checkpoint.pt").is_file() and curve_file.is_file()
-        curve = json.loads(curve_file.read_text()) if resuming else []
+        resuming = (self.folder / "checkpoint.pt").is_file()
+        curve = json.loads(curve_file.read_text()) if resuming and curve_file.is_file() else []
 
         def evaluate(iteration, averaged, _history):
             # A run killed after a score and before its checkpoint comes by here again.
