@@ -172,6 +172,9 @@ plots.curves(
 
 # %%
 from diffusers import DDPMPipeline
+from diffusers.utils import logging
+
+logging.disable_progress_bar()
 
 pipeline = DDPMPipeline.from_pretrained(run.folder / "model")
 pipeline.set_progress_bar_config(disable=True)
