@@ -125,7 +125,8 @@ lines = {"iterative": (levels, [error(student, level) for level in levels])}
 plots.curves(lines, "t", "squared difference from the teacher's eps", log_y=True)
 
 # %% [markdown]
-# The error is largest at small $t$, where the images are made or spoilt.
+# The error is largest at small $t$, where imitation is hardest. It rises again at large $t$: those levels the student
+# left longest ago.
 #
 # ## The score
 
@@ -140,7 +141,8 @@ samples = diffusion.sample(student, 40, settings.steps, device=runs.device())
 plots.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]
-# Some strokes, few digits. The curve stays far above the teacher's dashed line.
+# Digits can be made out, on a ground that should be black and is not. The curve stays far above the teacher's dashed
+# line. Each score is taken at the end of a walk, and more walks do not bring it down.
 #
 # ## In the authors' code
 #

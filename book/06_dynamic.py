@@ -114,8 +114,8 @@ lines = {m: (loss["iteration"], loss["simple"]) for m, loss in losses.items()}
 plots.curves(lines, "iteration", "L'simple", log_y=True)
 
 # %% [markdown]
-# The dynamic loss is as smooth as the shuffled one. It can even lie above it, for the shuffled student meets the same
-# samples again and learns them by heart. What counts is the score.
+# The dynamic loss is as smooth as the shuffled one, and hardly different from it. Each measures how well the student
+# does on its own pool. The score, which is measured on new samples, tells the two apart.
 
 # %%
 of_teacher = runs.Run(settings, "teacher", seed).result()
@@ -178,13 +178,13 @@ ledger.table(preset)
 
 # %%
 scores = ledger.summary(preset, settings.metric)
-plots.bars(
+plots.spreads(
     {m: (s.mean, s.std) for m, s in scores.items()},
     f"{settings.metric}, mean and standard deviation over seeds",
 )
 
 # %% [markdown]
-# Bars show the mean, whiskers one standard deviation over seeds. Each seed has its own teacher, pool and first weights,
+# Dots show the mean, whiskers one standard deviation over seeds, on a logarithmic scale. Each seed has its own teacher, pool and first weights,
 # so the whiskers hold everything that chance decides. A good teacher helps all of its students, so it is fairer to
 # compare students of the same seed:
 

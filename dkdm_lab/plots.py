@@ -89,17 +89,14 @@ def smoothed(values: Sequence[float], window: int = 9) -> np.ndarray:
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
-def bars(rows: Mapping[str, tuple[float, float]], x_label: str, title: str | None = None) -> Figure:
-    """Mean and spread a method, best at the top."""
-    figure, axis = plt.subplots(figsize=(6.4, 0.45 * len(rows) + 1.2))
+def spreads(rows: Mapping[str, tuple[float, float]], x_label: str) -> Figure:
+    """Mean and standard deviation a method, best at the top, on a logarithmic axis."""
+    figure, axis = plt.subplots(figsize=(6.4, 0.42 * len(rows) + 1.0))
     ordered = sorted(rows.items(), key=lambda row: -row[1][0])
-    names = [name for name, _ in ordered]
-    means, spreads = zip(*(value for _, value in ordered), strict=True)
-    axis.barh(
-        names, means, xerr=spreads, color=[COLOURS.get(n, "#888888") for n in names], height=0.6, capsize=3
-    )
-    axis.set(xlabel=x_label, title=title)
-    axis.grid(axis="y", visible=False)
+    for name, (mean, deviation) in ordered:
+        axis.errorbar(mean, name, xerr=deviation, fmt="o", color=COLOURS.get(name), capsize=4, markersize=7)
+    axis.set(xlabel=x_label, xscale="log")
+    axis.margins(y=0.12)
     figure.tight_layout()
     plt.close(figure)
     return figure
