@@ -165,7 +165,8 @@ for warmup in ("full", "respaced", "harvest"):
         print(ledger.spread(fids), "over", len(fids), "seeds (ledger)")
 
 # %% [markdown]
-# Whatever differs between the three is to be read against the spread over seeds. The cheapest, `"harvest"`, is this
+# Whatever differs between the three is to be read against the spread over seeds, and the expensive two have fewer seeds
+# so far than the cheap one, as the lines say. At this spread the full warm-up buys nothing that can be seen. The cheapest, `"harvest"`, is this
 # book's default; the paper's own way is one argument away.
 #
 # ## Five ways to train a student
