@@ -91,7 +91,7 @@ def _execute(source: Path, target: Path, parameters: dict) -> str | None:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}")
     # Bars are for people: papermill's own, already imported, goes to the terminal; the chapter's stay out
-    # of its outputs. No widget or colour that only this machine shows.
+    # of its outputs.
     os.environ["TQDM_DISABLE"] = "1"
     problem = None
     try:

@@ -38,19 +38,15 @@ def use_style() -> None:
     plt.rcParams.update(STYLE)
 
 
-def image_grid(images: Tensor, columns: int = 10, title: str | None = None, cell: float = 0.55) -> Figure:
+def image_grid(images: Tensor, columns: int = 10, cell: float = 0.55) -> Figure:
     """uint8 images ``[N, C, H, W]`` in rows of ``columns``."""
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(columns * cell, rows * cell + (0.35 if title else 0)), squeeze=False
-    )
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * cell, rows * cell), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image in zip(axes.flat, images, strict=False):
         axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    figure.subplots_adjust(0, 0, 1, 0.9 if title else 1, 0.06, 0.06)
+    figure.subplots_adjust(0, 0, 1, 1, 0.06, 0.06)
     plt.close(figure)
     return figure
 
@@ -61,7 +57,6 @@ def curves(
     y_label: str,
     *,
     log_y: bool = False,
-    title: str | None = None,
     level: tuple[str, float] | None = None,
 ) -> Figure:
     """Named lines ``{name: (x, y)}``; method names keep their colour. level: a dashed horizontal line."""
@@ -74,7 +69,7 @@ def curves(
         axis.axhline(
             level[1], color=COLOURS.get(level[0], "black"), linestyle="--", label=level[0], linewidth=1.2
         )
-    axis.set(xlabel=x_label, ylabel=y_label, title=title)
+    axis.set(xlabel=x_label, ylabel=y_label)
     if log_y:
         axis.set_yscale("log")
     axis.legend()
