@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from dkdm_lab.diffusion import Batch, GaussianDiffusion
+from dkdm_lab.diffusion import Batch, GaussianDiffusion, progress_bar
 
 
 def cache_dir() -> Path:
@@ -38,41 +39,213 @@ def content_hash(images: Tensor) -> str:
     return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:12]
 
 
-def load_images(name: str, split: str = "train") -> Tensor:
-    """A data set as uint8 ``[N, C, H, W]``.
+@dataclass(frozen=True)
+class DataSet:
+    """What is known of a public set of images: enough to recognise it, and to say where it comes from."""
 
-    ``digits``: scikit-learn's 1,797 real 8x8 digits, no download (one split). ``cifar10``: from
-    ``data_cache/cifar10``, where either ``train.npz`` / ``test.npz`` (``x``: uint8 ``[N, H, W, C]``) or
-    torchvision's own layout may lie; torchvision downloads it if neither does.
+    shape: tuple[int, int, int]
+    sizes: dict[str, int]  # images a split
+    hashes: dict[str, str]  # content_hash of the images in the published order, where it is known
+    source: str  # where it comes from and under which terms
+
+
+DATASETS = {
+    "cifar10": DataSet(
+        (3, 32, 32),
+        {"train": 50_000, "test": 10_000},
+        {"train": "9d5c2eddadb0", "test": "177777c33ba7"},
+        "torchvision downloads it: 170 MB, no licence stated, free for research",
+    ),
+    "fashion": DataSet(
+        (1, 32, 32),
+        {"train": 60_000, "test": 10_000},
+        {"train": "f21823848e37", "test": "2364637858a1"},
+        "torchvision downloads it: Fashion-MNIST, 30 MB, MIT licence",
+    ),
+    "celeba64": DataSet(
+        (3, 64, 64),
+        {"train": 202_599},
+        {},
+        "CelebA is for non-commercial research only and its host turns programs away: fetch "
+        "img_align_celeba.zip (1.4 GB) from its authors' page, mmlab.ie.cuhk.edu.hk/projects/CelebA.html, "
+        "and unpack it so that img_align_celeba/000001.jpg lies in the folder",
+    ),
+    "imagenet32": DataSet(
+        (3, 32, 32),
+        {"train": 1_281_167},
+        {},
+        "ImageNet is for non-commercial research and education, after registration: fetch the downsampled "
+        "train set 32x32 (npz, 3 GB) from image-net.org/download-images, and unpack it so that "
+        "train_data_batch_1.npz lies in the folder",
+    ),
+}
+
+
+def load_images(name: str, split: str = "train", n: int | None = None) -> Tensor:
+    """A data set as uint8 ``[N, C, H, W]``; its first ``n`` images where ``n`` is given.
+
+    ``digits``: scikit-learn's 1,797 real 8x8 digits, no download (one split). Any other name is a folder
+    ``data_cache/<name>`` that holds one of, in this order: ``<split>.npz`` (``x``, or ADM's ``arr_0``:
+    uint8 ``[N, H, W, C]``); a folder ``<split>`` of images, read in the order of their paths; or the
+    files of the set's publisher, for the names in :data:`DATASETS`. Of these torchvision downloads
+    ``cifar10`` and ``fashion`` where nothing lies. Fashion-MNIST's 28x28 are padded with black to 32x32.
+
+    Errors: FileNotFoundError for a set that is not there, saying how to get it; ValueError for one that
+    is not what its name says (size, number, content hash), a folder without images or with images of
+    another size, and an ``n`` larger than the set.
     """
-    if name == "digits":
-        from sklearn.datasets import load_digits
+    images = _digits() if name == "digits" else _from_folder(name, split)
+    if n is not None and not 0 < n <= len(images):
+        raise ValueError(f"{name} {split}: found {len(images):,} images, expected at least n = {n:,}")
+    return images if n is None else images[:n]
 
-        grey = load_digits().images  # 17 grey levels, 0..16
-        return torch.from_numpy(np.rint(grey * (255 / 16)).astype(np.uint8))[:, None]
-    if name == "cifar10":
-        if split not in ("train", "test"):
-            raise ValueError(f"cifar10 split: found {split!r}, expected 'train' or 'test'")
-        folder = cache_dir() / "cifar10"
-        if (folder / f"{split}.npz").is_file():
-            images = np.load(folder / f"{split}.npz", allow_pickle=False)["x"]
-        else:
-            from torchvision.datasets import CIFAR10
 
-            images = CIFAR10(folder, train=split == "train", download=True).data
-        if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
-            raise ValueError(
-                f"{folder}: found {images.dtype} of shape {images.shape}, expected uint8 [N, 32, 32, 3]"
-            )
-        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    raise ValueError(f"data set: found {name!r}, expected 'digits' or 'cifar10'")
+def _digits() -> Tensor:
+    from sklearn.datasets import load_digits
+
+    grey = load_digits().images  # 17 grey levels, 0..16
+    return torch.from_numpy(np.rint(grey * (255 / 16)).astype(np.uint8))[:, None]
+
+
+def _from_folder(name: str, split: str) -> Tensor:
+    known, folder = DATASETS.get(name), cache_dir() / name
+    if known is None and not folder.is_dir():
+        raise ValueError(
+            f"data set: found {name!r}, expected digits, {', '.join(DATASETS)}, or the name of a folder in "
+            f"{cache_dir()} with {split}.npz or a folder {split} of images"
+        )
+    if known is not None and split not in known.sizes:
+        raise ValueError(f"{name} split: found {split!r}, expected one of {', '.join(known.sizes)}")
+    if (folder / f"{split}.npz").is_file():
+        images = _from_npz(folder / f"{split}.npz")
+    elif (folder / split).is_dir():  # a user's own images: any number, so no hash
+        return _from_images(folder / split, None if known is None else known.shape)
+    elif known is None:
+        raise ValueError(f"{folder}: found neither {split}.npz nor a folder {split} of images")
+    else:
+        images = _from_publisher(name, split, folder)
+    if known is None:
+        return images
+    if known.shape[1:] == (32, 32) and images.shape[2:] == (28, 28):
+        images = nn.functional.pad(images, (2, 2, 2, 2))
+    found, expected = tuple(images.shape), (known.sizes[split], *known.shape)
+    if found != expected:
+        raise ValueError(f"{folder}: found {split} images {found}, expected {expected}")
+    if split in known.hashes and content_hash(images) != known.hashes[split]:
+        raise ValueError(
+            f"{folder}: found {split} images with hash {content_hash(images)}, expected "
+            f"{known.hashes[split]}; keep a set of your own under a name of its own"
+        )
+    return images
+
+
+def _from_npz(file: Path) -> Tensor:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            key = next((key for key in ("x", "arr_0") if key in arrays), None)
+            if key is None:
+                raise ValueError(f"found arrays {sorted(arrays)}, expected 'x' or 'arr_0'")
+            images = arrays[key]
+    except Exception as error:  # zipfile, numpy and zlib each have their own kind for a broken file
+        raise ValueError(f"{file}: the images cannot be read ({error})") from error
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"{file}: found {images.dtype} {images.shape}, expected uint8 [N, H, W, C]")
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _from_images(folder: Path, shape: tuple[int, int, int] | None) -> Tensor:
+    """Every image under ``folder``; without a ``shape`` the first decides."""
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not files:
+        raise ValueError(f"{folder}: found no images, expected .png, .jpg, .jpeg or .webp files")
+    images = []
+    for file in files:
+        try:
+            with Image.open(file) as opened:
+                grey = shape[0] == 1 if shape else opened.mode in ("1", "L", "I;16")
+                image = np.asarray(opened.convert("L" if grey else "RGB"))
+        except OSError as error:  # Pillow's own kind for what is no image is one too
+            raise ValueError(f"{file}: cannot be read as an image ({error})") from error
+        image = torch.from_numpy(image.copy())
+        image = image[None] if grey else image.permute(2, 0, 1)
+        shape = shape or tuple(image.shape)
+        if tuple(image.shape) != shape:
+            found, expected = ("x".join(map(str, size)) for size in (image.shape[1:], shape[1:]))
+            raise ValueError(f"{file}: found an image of {found} (height x width), expected {expected}")
+        images.append(image)
+    return torch.stack(images)
+
+
+def _from_publisher(name: str, split: str, folder: Path) -> Tensor:
+    """A public set from the files its authors publish; the two slow ones are kept as one .npz after."""
+    missing = (
+        f"{folder}: found no {name} images. {DATASETS[name].source}. Or put {split}.npz or a folder "
+        + (f"{split} of images there")
+    )
+    if name in ("cifar10", "fashion"):
+        from torchvision.datasets import CIFAR10, FashionMNIST
+
+        kind = {"cifar10": CIFAR10, "fashion": FashionMNIST}[name]
+        try:
+            images = np.asarray(kind(folder, train=split == "train", download=True).data)
+        except Exception as error:  # no network, a broken file: torchvision raises several kinds
+            raise FileNotFoundError(f"{missing} (the download failed: {error})") from error
+        return torch.from_numpy(images.reshape(len(images), *images.shape[1:3], -1)).permute(0, 3, 1, 2)
+    if name == "celeba64":
+        files = sorted((folder / "img_align_celeba").glob("*.jpg"))
+        images = [_centre_crop(file, 64) for file in progress_bar(files, desc=name, show=len(files) > 5000)]
+    else:
+        files = sorted(folder.glob("train_data_batch_*.npz"), key=lambda file: int(file.stem.split("_")[-1]))
+        images = [np.load(f)["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for f in files]
+    if not files:
+        raise FileNotFoundError(missing)
+    images = np.stack(images) if name == "celeba64" else np.concatenate(images)
+    if len(images) == DATASETS[name].sizes[split]:
+        save_npz(folder / f"{split}.npz", images)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _centre_crop(file: Path, size: int) -> np.ndarray:
+    """An image's centre as ADM takes it: halved by boxes while it can be, then bicubic, then cropped."""
+    with Image.open(file) as image:
+        image = image.convert("RGB")
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.asarray(image)[top : top + size, left : left + size]
+
+
+def save_npz(file: Path, images: np.ndarray) -> None:
+    """Write images as ``x`` of an .npz, whole or not at all."""
+    scratch = file.with_name(f".{os.getpid()}.npz")
+    try:
+        np.savez(scratch, x=images)
+        os.replace(scratch, file)  # whole or not at all
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def mix(real: Tensor, synthetic: Tensor, fraction: float, seed: int = 0) -> Tensor:
+    """The set of data-limited training (Sec. 4.1): ``synthetic``, with ``fraction`` of it replaced by real
+    images. As many images as ``synthetic`` has, both parts drawn without replacement."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"real fraction: found {fraction}, expected a number between 0 and 1")
+    n_real = round(fraction * len(synthetic))
+    if n_real > len(real):
+        raise ValueError(f"real images: found {len(real):,}, expected at least {n_real:,} for {fraction:.0%}")
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.randperm(len(synthetic), generator=generator)[n_real:]
+    return torch.cat([real[torch.randperm(len(real), generator=generator)[:n_real]], synthetic[kept]])
 
 
 class NoisedImages:
     """Algorithm 2's batches: real (or synthetic) samples, uniform t, fresh noise. An endless iterator.
 
     data: uint8 images ``[N, C, H, W]``, scaled to [-1, 1] batch by batch, or float samples ``[N, ...]``
-    used as they are. Each pass over the data is a fresh permutation. Same interface as the pools.
+    used as they are. flip: mirror each image left to right half of the time, as ADM trains. Each pass
+    over the data is a fresh permutation. Same interface as the pools.
     """
 
     def __init__(
@@ -80,12 +253,14 @@ class NoisedImages:
         diffusion: GaussianDiffusion,
         data: Tensor,
         batch_size: int,
+        flip: bool = False,
         seed: int = 0,
         device: str | torch.device = "cpu",
     ):
         if len(data) < batch_size:
             raise ValueError(f"data: found {len(data)} samples, expected at least one batch of {batch_size}")
         self.diffusion, self.data, self.batch_size, self.device = diffusion, data, batch_size, device
+        self.flip = flip
         self.evaluations = 0  # of a teacher; none here
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
@@ -105,6 +280,9 @@ class NoisedImages:
         x0 = self.data[index]
         observed = x0.dtype == torch.uint8
         x0 = to_model(x0) if observed else x0
+        if self.flip:
+            mirrored = torch.rand(len(x0), 1, 1, 1, generator=self._generator) < 0.5
+            x0 = torch.where(mirrored, x0.flip(-1), x0)
         t = torch.randint(self.diffusion.T, (len(x0),), generator=self._generator)
         noise = torch.randn(x0.shape, generator=self._generator)
         x0, t, noise = x0.to(self.device), t.to(self.device), noise.to(self.device)

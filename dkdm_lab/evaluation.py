@@ -1,4 +1,4 @@
-"""Scores: FID, IS, KID and precision/recall through torch-fidelity, and distances for the toy.
+"""Scores: FID, sFID, IS, KID and precision/recall through torch-fidelity, and distances for the toy.
 
 Natural images are judged by Inception's features, digits by those of a small classifier trained on
 them. A score in the classifier's features is called "digits-FID" and so on, never plain FID.
@@ -8,107 +8,284 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from torch_fidelity import calculate_metrics, register_feature_extractor
+from torch.hub import load_state_dict_from_url
+from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+from torch_fidelity.utils import create_feature_extractor
 
 from dkdm_lab.data import cache_dir, content_hash, load_images
 
-INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
-METRICS = ("FID", "IS", "KID", "precision", "recall")
+INCEPTION_WEIGHTS = Path(URL_INCEPTION_V3).name  # weights-inception-2015-12-05-6726825d.pth
+METRICS = ("FID", "sFID", "IS", "KID", "precision", "recall")
+FEATURES = ("inception", "digits")
+KEPT = 50_000  # features kept of a set for KID, precision and recall; FID's statistics take every image
 
 
-def score(images: Tensor, reference: Tensor | str, features: str = "inception", metrics=METRICS) -> dict:
+def score(
+    images: Tensor,
+    reference: Tensor | str,
+    features: str = "inception",
+    metrics: Iterable[str] | None = None,
+    kid_subset: int = 1000,
+) -> dict:
     """Compare generated with reference images.
 
-    images, reference: uint8 ``[N, C, H, W]``; or, for the reference, ``"digits"`` or
-    ``"cifar10-train"``. features: ``"inception"`` or ``"digits"``. metrics: some of :data:`METRICS`.
+    images, reference: uint8 ``[N, C, H, W]``; or, for the reference, the name of a data set and its split,
+    as ``"digits"`` or ``"cifar10-train"``. features: ``"inception"`` or ``"digits"``. metrics: some of
+    :data:`METRICS`; by default all that the features can give: sFID needs Inception, IS a classifier head.
 
-    Returns ``{metric: value, "N": len(images)}``, names prefixed ``digits-`` for those features; KID is
-    the mean of its subsets. The reference's statistics are cached under its content's hash and size.
+    Returns ``{metric: value, "N": images, "N_reference": reference images}``, names prefixed ``digits-``
+    for those features; KID is the mean over 100 subsets of ``kid_subset`` images, or of all there are;
+    precision and recall have 3 neighbours, as ADM's.
+    Each image passes through the network once, for all metrics. The reference's statistics are cached
+    under the hash of its content and of the network's weights.
+
+    Errors: ValueError for what are not images of one kind, for unknown metrics, for sFID without Inception
+    and for IS from a head of zeros; FileNotFoundError where Inception's weights cannot be had.
     """
-    name = reference if isinstance(reference, str) else "images"
     reference = load_images(*reference.split("-")) if isinstance(reference, str) else reference
     for label, value in (("images", images), ("reference", reference)):
         if value.dtype != torch.uint8 or value.ndim != 4:
             raise ValueError(
                 f"{label}: found {value.dtype} {tuple(value.shape)}, expected uint8 [N, C, H, W]"
             )
+        if len(value) < 5:
+            raise ValueError(f"{label}: found {len(value)}, expected at least 5: three neighbours and more")
     if images.shape[1:] != reference.shape[1:]:
         raise ValueError(
             f"images: found {tuple(images.shape[1:])}, but the reference has {tuple(reference.shape[1:])}"
         )
-    unknown = set(metrics) - set(METRICS)
-    if unknown:
-        raise ValueError(f"metrics: found {sorted(unknown)}, expected some of {METRICS}")
-    if features == "digits":
-        extractor = {
-            "feature_extractor": "digits-classifier",
-            **{f"feature_layer_{metric}": "64" for metric in ("fid", "kid", "prc")},
-            "feature_layer_isc": "logits",
-        }
-        yardstick = digits_classifier_hash()
-    elif features == "inception":
-        weights = cache_dir() / INCEPTION_WEIGHTS
-        found = weights.is_file()
-        if "IS" in metrics and found and not torch.load(weights, weights_only=True)["fc.weight"].any():
+    if features not in FEATURES:
+        raise ValueError(f"features: found {features!r}, expected one of {FEATURES}")
+    possible = [m for m in METRICS if m != "sFID"] if features == "digits" else list(METRICS)
+    if features == "inception" and not _inception_has_head():
+        if "IS" in (metrics or ()):
             raise ValueError(
-                f"{weights}: its classifier head is all zeros, so an Inception Score means nothing"
+                f"{inception_weights()}: its classifier head is all zeros, "
+                "so an Inception Score means nothing"
             )
-        extractor = {
-            "feature_extractor": "inception-v3-compat",
-            **{f"feature_layer_{metric}": "2048" for metric in ("fid", "kid", "prc")},
-            "feature_layer_isc": "logits_unbiased",
-            "feature_extractor_weights_path": str(weights) if found else None,
-        }
-        yardstick = "2015-12-05"
-    else:
-        raise ValueError(f"features: found {features!r}, expected 'inception' or 'digits'")
+        possible.remove("IS")
+    metrics = possible if metrics is None else metrics
+    if unknown := [m for m in metrics if m not in possible]:
+        raise ValueError(f"metrics: found {unknown}, expected some of {possible} for {features} features")
+
+    found = _Statistics.of(images, features, spatial="sFID" in metrics, logits="IS" in metrics)
+    expected = _reference_statistics(reference, features)
+    values: dict[str, float] = {}
+    if "FID" in metrics:
+        values["FID"] = _frechet(found.pooled, expected.pooled)
+    if "sFID" in metrics:
+        values["sFID"] = _frechet(found.spatial, expected.spatial)
+    if "IS" in metrics:
+        values["IS"] = isc_features_to_metric(found.logits)["inception_score_mean"]
+    if "KID" in metrics:
+        size = min(kid_subset, len(found.features), len(expected.features))
+        kid = kid_features_to_metric(found.features, expected.features, kid_subset_size=size, verbose=False)
+        values["KID"] = kid["kernel_inception_distance_mean"]
+    if "precision" in metrics or "recall" in metrics:
+        values |= prc_features_to_metric(found.features, expected.features, save_cpu_ram=True, verbose=False)
+    prefix = "digits-" if features == "digits" else ""
+    counts = {"N": len(images), "N_reference": len(reference)}
+    return {prefix + metric: values[metric] for metric in metrics} | counts
+
+
+# -- features and their statistics --------------------------------------------------------------------
+
+
+class _Moments:
+    """Mean and covariance of vectors that come in batches, in float64."""
+
+    def __init__(self, width: int, device: torch.device):
+        self.n = 0
+        self.sum = torch.zeros(width, dtype=torch.float64, device=device)
+        self.products = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self.shift: Tensor | None = None  # near the mean, so that the products lose no digits
+
+    def add(self, x: Tensor) -> None:
+        x = x.double()
+        if self.shift is None:
+            self.shift = x.mean(0)
+        x = x - self.shift
+        self.n += len(x)
+        self.sum += x.sum(0)
+        self.products += x.T @ x
+
+    def result(self) -> dict:
+        """``{"mu", "sigma"}`` as numpy arrays, sigma with n - 1, as torch-fidelity holds them."""
+        mean = self.sum / self.n
+        sigma = (self.products - self.n * torch.outer(mean, mean)) / (self.n - 1)
+        return {"mu": (self.shift + mean).cpu().numpy(), "sigma": sigma.cpu().numpy()}
+
+
+class _Statistics:
+    """All that the metrics need of one set of images, from one pass of the network over it."""
+
+    def __init__(self, pooled: dict, spatial: dict | None, features: Tensor, logits: Tensor | None):
+        self.pooled, self.spatial, self.features, self.logits = pooled, spatial, features, logits
+
+    @classmethod
+    def of(cls, images: Tensor, features: str, spatial: bool, logits: bool) -> _Statistics:
+        layers = dict(_LAYERS[features])
+        wanted = {"pooled", *(["spatial"] if spatial else []), *(["logits"] if logits else [])}
+        layers = {use: layer for use, layer in layers.items() if use in wanted}
+        extractor = _extractor(features, list(layers.values()))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        kept = set(torch.linspace(0, len(images) - 1, min(KEPT, len(images))).long().tolist())
+        moments: dict[str, _Moments] = {}
+        vectors, heads = [], []
+        with torch.no_grad():
+            for start in range(0, len(images), 256):
+                batch = images[start : start + 256].to(device)
+                if features == "inception" and batch.shape[1] == 1:
+                    batch = batch.expand(-1, 3, -1, -1)
+                out = dict(zip(layers, extractor(batch), strict=True))
+                for use in ("pooled", "spatial"):
+                    if use in out:
+                        moments.setdefault(use, _Moments(out[use].shape[1], device)).add(out[use])
+                here = [i for i in range(len(batch)) if start + i in kept]
+                vectors.append(out["pooled"][here].cpu())
+                if "logits" in out:
+                    heads.append(out["logits"].cpu())
+        results = {use: m.result() for use, m in moments.items()}
+        return cls(
+            results["pooled"], results.get("spatial"), torch.cat(vectors), torch.cat(heads) if heads else None
+        )
+
+
+_LAYERS = {
+    "inception": {"pooled": "2048", "spatial": "spatial", "logits": "logits_unbiased"},
+    "digits": {"pooled": "64", "logits": "logits"},
+}
+
+
+def _extractor(features: str, layers: list[str]) -> FeatureExtractorBase:
+    options = {"feature_extractor_weights_path": str(inception_weights())} if features == "inception" else {}
+    name = {"inception": "inception-v3-spatial", "digits": "digits-classifier"}[features]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch-fidelity's own, about its file loading
-        raw = calculate_metrics(
-            input1=_Images(images, grey_as_rgb=features == "inception"),
-            input2=_Images(reference, grey_as_rgb=features == "inception"),
-            input2_cache_name=f"{name}-{content_hash(reference)}-{len(reference)}-{yardstick}",
-            cache_root=str(cache_dir() / "statistics"),
-            fid="FID" in metrics,
-            isc="IS" in metrics,
-            kid="KID" in metrics,
-            prc="precision" in metrics or "recall" in metrics,
-            kid_subset_size=min(1000, len(images), len(reference)),
-            cuda=torch.cuda.is_available(),
-            save_cpu_ram=True,  # no worker processes: the images are in memory already
-            batch_size=256,
-            verbose=False,
-            **extractor,
+        return create_feature_extractor(
+            name, layers, cuda=torch.cuda.is_available(), verbose=False, **options
         )
-    keys = {
-        "FID": "frechet_inception_distance",
-        "IS": "inception_score_mean",
-        "KID": "kernel_inception_distance_mean",
-        "precision": "precision",
-        "recall": "recall",
-    }
-    prefix = "digits-" if features == "digits" else ""
-    return {prefix + metric: raw[keys[metric]] for metric in metrics} | {"N": len(images)}
 
 
-class _Images(Dataset):
-    """uint8 images for torch-fidelity, one a time; grey ones get three channels for Inception."""
+def _reference_statistics(reference: Tensor, features: str) -> _Statistics:
+    """The reference's statistics: read where they were computed before, by content, never by name."""
+    yardstick = digits_classifier_hash() if features == "digits" else _inception_hash()
+    file = cache_dir() / "statistics" / f"{content_hash(reference)}-{len(reference)}-{yardstick}.pt"
+    if file.is_file():
+        return _Statistics(**torch.load(file, weights_only=False), logits=None)
+    found = _Statistics.of(reference, features, spatial=features == "inception", logits=False)
+    _save(file, {"pooled": found.pooled, "spatial": found.spatial, "features": found.features})
+    return found
 
-    def __init__(self, images: Tensor, grey_as_rgb: bool):
-        grey = grey_as_rgb and images.shape[1] == 1
-        self.images = images.expand(-1, 3, -1, -1) if grey else images
 
-    def __len__(self) -> int:
-        return len(self.images)
+def _frechet(a: dict, b: dict) -> float:
+    return fid_statistics_to_metric(a, b, verbose=False)["frechet_inception_distance"]
 
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+
+def _save(file: Path, value) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(f".{os.getpid()}")
+    try:
+        torch.save(value, scratch)
+        os.replace(scratch, file)  # whole or not at all
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+# -- Inception ----------------------------------------------------------------------------------------
+
+
+class InceptionSpatial(FeatureExtractorInceptionV3):
+    """FID's Inception that also gives sFID's features: ``spatial``, ``[B, 2023]``.
+
+    They are the first 7 channels of the 17x17 maps that the 1x1 branch of ``mixed_6`` gives, flattened
+    height, width, channel, as in ADM's evaluation. Registered with torch-fidelity as
+    ``inception-v3-spatial``; one forward pass serves every layer asked for.
+    """
+
+    def __init__(self, name, features_list, **options):
+        super().__init__(name, features_list, **options)
+        self._maps: Tensor | None = None
+        self.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+
+    def _keep(self, module, inputs, output):
+        self._maps = output
+
+    @staticmethod
+    def get_provided_features_list():
+        return *FeatureExtractorInceptionV3.get_provided_features_list(), "spatial"
+
+    @staticmethod
+    def can_be_compiled():
+        return False
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        wanted = self.features_list
+        # The parent stops at the last layer it is asked for, and must get past mixed_6.
+        self.features_list = [layer for layer in wanted if layer != "spatial"] or ["2048"]
+        try:
+            found = dict(zip(self.features_list, super().forward(images), strict=True))
+        finally:
+            self.features_list = wanted
+        if "spatial" in wanted:
+            found["spatial"] = self._maps[:, :7].permute(0, 2, 3, 1).flatten(1).to(torch.float32)
+        return tuple(found[layer] for layer in wanted)
+
+
+register_feature_extractor("inception-v3-spatial", InceptionSpatial)
+
+
+def inception_weights() -> Path:
+    """The file of Inception's weights in data_cache, downloaded there if it is missing."""
+    file = cache_dir() / INCEPTION_WEIGHTS
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            load_state_dict_from_url(URL_INCEPTION_V3, model_dir=str(file.parent), progress=False)
+        except OSError as error:  # what urllib raises is one
+            raise FileNotFoundError(
+                f"{file}: found no Inception weights, and could not download them ({error}); "
+                f"fetch {URL_INCEPTION_V3} elsewhere and put it there"
+            ) from error
+    return file
+
+
+def _inception_has_head() -> bool:
+    return bool(_inception_state()["fc.weight"].any())
+
+
+def _inception_hash() -> str:
+    """Which Inception a score was measured with; its classifier head makes no difference to features."""
+    state = _inception_state()
+    body = [state[key].float().flatten() for key in sorted(state) if not key.startswith("fc.")]
+    return content_hash(torch.cat(body))
+
+
+def _inception_state() -> dict:
+    file = inception_weights()
+    return _read_inception(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _read_inception(file: Path, _changed: int) -> dict:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        state["fc.weight"], state["Mixed_6d.branch1x1.conv.weight"]
+    except Exception as error:  # a torn download, another file
+        raise ValueError(f"{file}: these are not Inception's weights ({error}); delete it") from error
+    return state
 
 
 # -- the yardstick for digits -------------------------------------------------------------------------
@@ -170,10 +347,7 @@ def _train_classifier(path: Path, epochs: int = 30) -> None:
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(f".{os.getpid()}")
-    torch.save(model.state_dict(), scratch)
-    os.replace(scratch, path)
+    _save(path, model.state_dict())
 
 
 class _DigitsFeatures(FeatureExtractorBase):

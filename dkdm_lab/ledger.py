@@ -9,6 +9,7 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from dkdm_lab.data import cache_dir
 from dkdm_lab.presets import PRESETS
 from dkdm_lab.runs import METHODS, Run, write_json
 
@@ -18,12 +19,25 @@ def folder() -> Path:
     return Path(__file__).resolve().parent.parent / "book" / "results"
 
 
-def enter(run: Run) -> Path:
+def enter(run: Run, against_teacher: bool = False) -> Path:
     """Copy a run's result into the ledger (running it first if need be); the name says what differs
-    from the preset."""
+    from the preset. against_teacher: measure FID' too (Sec. 12); where it was measured it goes along."""
     file = folder() / run.preset.name / f"{run.name}.json"
-    write_json(file, run.result())
+    result = run.result()
+    if against_teacher or (run.folder / "against_teacher.json").is_file():
+        result["against_teacher"] = run.against_teacher()
+    write_json(file, result)
     return file
+
+
+def enter_finished(preset: str) -> list[Path]:
+    """Enter every finished run of a preset that lies in data_cache; returns the files written."""
+    entered = []
+    for file in sorted((cache_dir() / "runs" / preset).glob("*/result.json")):
+        settings = json.loads(file.read_text())["settings"]
+        changes = {k: v for k, v in settings.items() if k not in ("preset", "method", "seed")}
+        entered.append(enter(Run(PRESETS[preset].replace(**changes), settings["method"], settings["seed"])))
+    return entered
 
 
 def results(preset: str, where: dict | None = None) -> list[dict]:
@@ -56,22 +70,32 @@ def spread(values: list[float]) -> Spread:
     )
 
 
+def by_seed(preset: str, metric: str, where: dict) -> dict[int, float]:
+    """A metric of one method's results, by seed; ``where`` names the method and what differs. A metric
+    with a prime, as ``digits-FID'``, is the one against the teacher's own distribution."""
+    values = {}
+    for result in results(preset, where):
+        kind, name = ("against_teacher", metric[:-1]) if metric.endswith("'") else ("metrics", metric)
+        if name in result.get(kind, {}):
+            values[result["settings"]["seed"]] = result[kind][name]
+    return values
+
+
 def summary(preset: str, metric: str, where: dict | None = None) -> dict[str, Spread]:
     """The spread of a metric over the ledger's seeds, by method.
 
     Only results with the preset's own settings count, but for those that ``where`` names.
     """
-    values: dict[str, list[float]] = {}
-    for result in results(preset, where or {}):
-        values.setdefault(result["settings"]["method"], []).append(result["metrics"][metric])
-    return {method: spread(of_seeds) for method, of_seeds in values.items()}
+    found = {m: by_seed(preset, metric, {**(where or {}), "method": m}) for m in METHODS}
+    return {method: spread(list(values.values())) for method, values in found.items() if values}
 
 
 def _has(settings: dict, preset: str, where: dict) -> bool:
-    """Whether a result has the settings ``where`` and is otherwise the preset's own."""
+    """Whether a result has the settings ``where`` and is otherwise the preset's own; how often it was
+    scored on the way makes no difference."""
     own = dataclasses.asdict(PRESETS[preset]) | where
     return (
-        all(value == own[name] for name, value in settings.items() if name in own)
+        all(value == own[name] for name, value in settings.items() if name in own and name != "curve")
         and where.keys() <= settings.keys()
     )
 
@@ -89,7 +113,7 @@ def table(preset: str, methods: tuple[str, ...] = METHODS, where: dict | None = 
     where: settings other than the preset's own, as in :func:`summary`.
     """
     found = results(preset, where or {})
-    rows, metrics = [], [m for m in (found[0]["metrics"] if found else {}) if m != "N"]
+    rows, metrics = [], [m for m in (found[0]["metrics"] if found else {}) if not m.startswith("N")]
     for method in methods:
         mine = [r for r in found if r["settings"]["method"] == method]
         if mine:

@@ -22,6 +22,7 @@ from huggingface_hub import snapshot_download
 from timm.layers import Mlp, PatchEmbed
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dkdm_lab.diffusion import GaussianDiffusion
 
@@ -58,6 +59,15 @@ class Denoiser(nn.Module):
     def parameter_count(self) -> int:
         """Trainable and fixed parameters together, as the paper counts them."""
         return sum(p.numel() for p in self.parameters())
+
+    @torch.no_grad()
+    def flops(self) -> int:
+        """Floating-point operations of one evaluation of one sample: matrix products and convolutions."""
+        device = next(self.parameters()).device
+        x, t = torch.zeros(1, *self.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
+        with FlopCounterMode(display=False) as counter:
+            self(x, t)
+        return counter.get_total_flops()
 
     def forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         if x_t.ndim < 2 or x_t.shape[1] != self.channels:
@@ -315,8 +325,12 @@ def _celeba(channels: int, blocks: int, head_channels: int):
     )
 
 
-def _small(channels: int, size: int):
-    return lambda: adm_unet(channels, (1, 2), 1, (size // 2,), size, head_channels=8, in_channels=1, groups=8)
+def _digits(channels: int, blocks: int):
+    return lambda: adm_unet(channels, (1, 2), blocks, (4,), 8, head_channels=8, in_channels=1, groups=8)
+
+
+def _fashion(channels: int, blocks: int):
+    return lambda: adm_unet(channels, (1, 2, 2), blocks, (16, 8), 32, in_channels=1, dropout=0.1)
 
 
 NETWORKS = {
@@ -331,9 +345,18 @@ NETWORKS = {
     "celeba-57m": _celeba(96, 2, 32),
     # Table 10
     "vit-19m": lambda: DiT(),
-    # The book's own, for 8x8 digits and for points in the plane
-    "digits-teacher": _small(32, 8),
-    "digits-student": _small(16, 8),
+    # The book's own: for 8x8 digits, with sizes between and below as Table 8 has them, and a small DiT;
+    "digits-teacher": _digits(32, 1),
+    "digits-466k": _digits(24, 1),
+    "digits-290k": _digits(16, 2),
+    "digits-student": _digits(16, 1),
+    "digits-53k": _digits(8, 1),
+    "digits-vit": lambda: DiT(
+        sample_size=8, in_channels=1, out_channels=2, hidden_size=96, depth=4, num_heads=4
+    ),
+    # for Fashion-MNIST, grey and 32x32; and for points in the plane
+    "fashion-teacher": _fashion(64, 2),
+    "fashion-student": _fashion(32, 1),
     "toy-student": lambda: MLP(),
 }
 

@@ -2,7 +2,8 @@
 
 A run's folder, ``data_cache/runs/<preset>/<name>/``, holds ``settings.json``, ``checkpoint.pt`` while it
 is under way, ``model/`` (diffusers' format) and ``result.json`` when it is finished. A finished run is
-read, an interrupted one resumed, and a folder made with other settings is never reused.
+read, an interrupted one resumed, and a folder made with other settings is never reused. One kind of run
+trains nothing: ``synthetic`` is the teacher's data set of Table 4, kept as ``images.npz``.
 """
 
 from __future__ import annotations
@@ -20,27 +21,44 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from dkdm_lab import networks
-from dkdm_lab.data import GaussianMixture, NoisedImages, cache_dir, load_images, to_uint8
+from dkdm_lab.data import (
+    GaussianMixture,
+    NoisedImages,
+    cache_dir,
+    load_images,
+    mix,
+    save_npz,
+    to_uint8,
+)
 from dkdm_lab.evaluation import digits_classifier_hash, energy_distance, score
 from dkdm_lab.networks import Denoiser
 from dkdm_lab.pools import POOLS
 from dkdm_lab.presets import PRESETS, Preset
 from dkdm_lab.training import train
 
-METHODS = ("teacher", "data-based", "data-free", *POOLS)
+METHODS = ("teacher", "synthetic", "data-based", "data-limited", "data-free", *POOLS)
 
-_COMMON = ("data", "schedule", "T", "clip", "batch_size", "steps", "samples", "curve", "mixed_precision")
+_COMMON = (
+    "data", "schedule", "T", "clip", "batch_size", "steps", "samples", "curve", "mixed_precision",
+    "early_stop", "reference_images",
+)  # fmt: skip
+# What came later than the first results, and what those were made with.
+_LATER = {"flip": False, "early_stop": False, "reference_images": None}
 _TEACHER = ("teacher", "teacher_iterations", "teacher_lr", "teacher_ema")
 _STUDENT = ("student", "iterations", "lr", "ema")
+_SYNTHETIC = ("synthetic_images", "synthetic_steps")
 _OF_METHOD = {
-    "teacher": _TEACHER,
-    "data-based": _STUDENT,
-    "data-free": (*_TEACHER, *_STUDENT, "synthetic_images", "synthetic_steps"),
+    "teacher": (*_TEACHER, "flip"),
+    "synthetic": (*_TEACHER, *_SYNTHETIC),
+    "data-based": (*_STUDENT, "flip"),
+    "data-limited": (*_TEACHER, *_STUDENT, *_SYNTHETIC, "flip", "real_fraction"),
+    "data-free": (*_TEACHER, *_STUDENT, *_SYNTHETIC, "flip"),
     "iterative": (*_TEACHER, *_STUDENT, "discard"),
     "shuffled": (*_TEACHER, *_STUDENT, "discard", "warmup"),
     "dynamic": (*_TEACHER, *_STUDENT, "discard", "warmup", "rho"),
@@ -100,14 +118,26 @@ class Run:
         """The run whose model teaches this one."""
         return Run(self.preset, "teacher", self.seed)
 
+    def synthetic_run(self) -> Run:
+        """The run whose images data-free and data-limited training use."""
+        return Run(self.preset, "synthetic", self.seed)
+
     def result(self, progress: bool = True) -> dict:
         """The result of this run: read if it is finished, else trained (or resumed) and scored first."""
         if self.status != "finished":
             self._execute(progress)
         return json.loads((self.folder / "result.json").read_text())
 
+    def images(self, progress: bool = True) -> torch.Tensor:
+        """The teacher's data set, uint8 ``[N, C, H, W]`` (the toy's points: float ``[N, 2]``), of a
+        ``synthetic`` run; generated first where it is not finished."""
+        self.result(progress)
+        return torch.from_numpy(np.load(self.folder / "images.npz")["x"])
+
     def model(self, progress: bool = True) -> nn.Module:
         """The trained denoiser, in eval mode; trains it first where it is not finished."""
+        if self.method == "synthetic":
+            raise ValueError("synthetic: this run has images, not a model")
         if self.method == "teacher" and self.preset.teacher == "exact":
             return GaussianMixture.ring().denoiser(self.diffusion)
         self.result(progress)
@@ -117,26 +147,18 @@ class Run:
 
     def source(self, progress: bool = True):
         """The source this method trains from, seeded by the run."""
-        p, teacher = self.preset, None
-        if self.method not in ("teacher", "data-based"):
-            teacher = self.teacher_run().model(progress)
+        p = self.preset
         options = {"batch_size": p.batch_size, "seed": self.seed + 1, "device": device()}
-        if self.method == "data-free":
-            synthetic = self.diffusion.sample(
-                teacher,
-                p.synthetic_images,
-                p.synthetic_steps,
-                seed=self.seed + 2,
-                device=device(),
-                progress=progress,
-            )
-            data = synthetic if p.data == "toy" else to_uint8(synthetic)
-            source = NoisedImages(self.diffusion, data, **options)
+        if self.method in ("teacher", "data-based"):
+            return NoisedImages(self.diffusion, self._real(), flip=p.flip, **options)
+        if self.method in ("data-free", "data-limited"):
+            data = self.synthetic_run().images(progress)
+            if self.method == "data-limited":
+                data = mix(self._real(), data, p.real_fraction, self.seed)
+            source = NoisedImages(self.diffusion, data, flip=p.flip, **options)
             source.evaluations = p.synthetic_images * p.synthetic_steps
             return source
-        if teacher is None:
-            data = GaussianMixture.ring().sample(100_000, seed=0) if p.data == "toy" else load_images(p.data)
-            return NoisedImages(self.diffusion, data, **options)
+        teacher = self.teacher_run().model(progress)
         options["discard"] = p.discard
         if self.method != "iterative":
             options["warmup"] = p.warmup
@@ -144,10 +166,36 @@ class Run:
             options["rho"] = p.rho
         return POOLS[self.method](self.diffusion, teacher, **options)
 
+    def _real(self) -> torch.Tensor:
+        """The real training set; the toy's is drawn large."""
+        toy = self.preset.data == "toy"
+        return GaussianMixture.ring().sample(100_000, seed=0) if toy else load_images(self.preset.data)
+
+    def _generate(self, progress: bool) -> None:
+        """The teacher's data set (Table 4)."""
+        p, teacher = self.preset, self.teacher_run().model(progress)
+        started = time.perf_counter()
+        x = self.diffusion.sample(
+            teacher,
+            p.synthetic_images,
+            p.synthetic_steps,
+            seed=self.seed + 2,
+            device=device(),
+            progress=progress,
+        )
+        x = x if p.data == "toy" else to_uint8(x)
+        with _explained(self.folder):
+            save_npz(self.folder / "images.npz", x.numpy())
+        cost = {"teacher_evaluations": p.synthetic_images * p.synthetic_steps}
+        self._finish({"metrics": self._distance(x), **cost}, started)
+
     def _execute(self, progress: bool) -> None:
         with _explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "settings.json", self.settings)
+        if self.method == "synthetic":
+            self._generate(progress)
+            return
         started, p = time.perf_counter(), self.preset
         if self.method == "teacher" and p.teacher == "exact":
             self._finish({"metrics": self._score(self.model())}, started)
@@ -165,6 +213,8 @@ class Run:
             # A run killed after a score and before its checkpoint comes by here again.
             curve[:] = [point for point in curve if point["iteration"] < iteration]
             curve.append({"iteration": iteration, **self._score(averaged)})
+            if p.early_stop and self._best(curve) is curve[-1]:
+                averaged.save_pretrained(self.folder / "model", self.diffusion)
             write_json(curve_file, curve)
 
         with _explained(self.folder):
@@ -183,11 +233,14 @@ class Run:
                 progress=progress,
                 description=f"{p.name}: {self.name}",
             )
-            averaged.save_pretrained(self.folder / "model", self.diffusion)
+            if not p.early_stop:
+                averaged.save_pretrained(self.folder / "model", self.diffusion)
+            reported = self._best(curve) if p.early_stop else curve[-1]
             loss = {key: [round(v, 6) for v in values] for key, values in vars(history).items()}
             self._finish(
                 {
-                    "metrics": {k: v for k, v in curve[-1].items() if k != "iteration"},
+                    "metrics": {k: v for k, v in reported.items() if k != "iteration"},
+                    "of_iteration": reported["iteration"],
                     "curve": curve,
                     "parameters": averaged.parameter_count,
                     "teacher_evaluations": source.evaluations,
@@ -207,21 +260,43 @@ class Run:
         for left in ("checkpoint.pt", "curve.json"):
             (self.folder / left).unlink(missing_ok=True)
 
+    def _best(self, curve: list[dict]) -> dict:
+        """The point of a curve that early stopping would keep."""
+        return min(curve, key=lambda point: point[self.preset.metric])
+
     def _score(self, denoiser: nn.Module) -> dict:
         """The preset's metrics of samples from ``denoiser``."""
+        x = self._samples(denoiser)
+        return self._distance(x if self.preset.data == "toy" else to_uint8(x))
+
+    def _samples(self, denoiser: nn.Module) -> torch.Tensor:
         p = self.preset
-        sample_seed = self.seed + 3
-        x = self.diffusion.sample(denoiser, p.samples, p.steps, seed=sample_seed, device=device())
+        return self.diffusion.sample(denoiser, p.samples, p.steps, seed=self.seed + 3, device=device())
+
+    def _distance(self, x: torch.Tensor) -> dict:
+        """The preset's metrics of images (uint8), or of the toy's points, against the real ones."""
+        p = self.preset
         if p.data == "toy":
-            return {
-                "energy-distance": energy_distance(x, GaussianMixture.ring().sample(p.samples, seed=4)),
-                "N": len(x),
-            }
-        if p.data == "digits":
-            return score(to_uint8(x), "digits", "digits", metrics=("FID", "precision", "recall"))
-        return score(
-            to_uint8(x), f"{p.data}-train", "inception", metrics=("FID", "KID", "precision", "recall")
-        )
+            reference = GaussianMixture.ring().sample(p.samples, seed=4)
+            return {"energy-distance": energy_distance(x, reference), "N": len(x)}
+        metrics = ("FID", "precision", "recall") if p.data == "digits" else None
+        return score(x, load_images(p.data, n=p.reference_images), p.features, metrics)
+
+    def against_teacher(self, progress: bool = True) -> dict:
+        """FID' and sFID' (Sec. 12): this run's samples against the teacher's own distribution, as its
+        synthetic set shows it, not against the data. For the teacher too: there the two differ in their
+        noise and in their number of steps. Computed once and kept in ``against_teacher.json``."""
+        file = self.folder / "against_teacher.json"
+        if not file.is_file():
+            reference = self.synthetic_run().images(progress)
+            x = self._samples(self.model(progress))
+            if self.preset.data == "toy":
+                found = {"energy-distance": energy_distance(x, reference), "N": len(x)}
+            else:
+                metrics = ("FID",) if self.preset.features == "digits" else ("FID", "sFID")
+                found = score(to_uint8(x), reference, self.preset.features, metrics)
+            write_json(file, found)
+        return json.loads(file.read_text())
 
     def _check_settings(self) -> None:
         file = self.folder / "settings.json"
@@ -229,11 +304,32 @@ class Run:
             return
         found = json.loads(file.read_text())
         for key in sorted(found.keys() | self.settings.keys()):
-            if found.get(key) != self.settings.get(key):
+            made_with = found.get(key, _LATER.get(key))
+            if made_with != self.settings.get(key):
                 raise ValueError(
-                    f"{self.folder}: this run was made with {key} = {found.get(key)!r}, expected "
+                    f"{self.folder}: this run was made with {key} = {made_with!r}, expected "
                     f"{self.settings.get(key)!r}; move the folder away to run anew"
                 )
+
+
+def cost(result: dict, iteration: int | None = None) -> float:
+    """What a training cost up to an iteration (default: all of it), in floating-point operations.
+
+    A training step counts three evaluations of the student, forward and backward; each evaluation of the
+    teacher counts one, those for the synthetic set or the warm-up before the first iteration too. The
+    teacher's own training is not counted, nor is scoring: nobody pays for them who has a teacher.
+    """
+    settings = result["settings"]
+    iterations = settings["iterations"]
+    iteration = iterations if iteration is None else iteration
+    student = networks.build(settings["student"]).flops()
+    named = settings.get("teacher", "exact")
+    teacher = 0 if named == "exact" else networks.build(named).flops()
+    in_turns = 0.0  # the pool's evaluations an iteration; a discarded turn costs as much as a shown one
+    if settings["method"] in POOLS:
+        in_turns = settings["batch_size"] / (1 - settings["discard"])
+    before = max(0.0, result["teacher_evaluations"] - in_turns * iterations)
+    return before * teacher + iteration * (3 * settings["batch_size"] * student + in_turns * teacher)
 
 
 def curve(result: dict, metric: str) -> tuple[list[int], list[float]]:

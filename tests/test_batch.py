@@ -81,8 +81,11 @@ def test_an_unknown_chapter_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "mnist"], "preset: found 'mnist', expected one of toy, digits, cifar10"),
-        (["--ledger", "--methods", "magic"], "method: found 'magic', expected one of teacher, data-based"),
+        (["--preset", "mnist"], "preset: found 'mnist', expected one of toy, digits, fashion"),
+        (
+            ["--ledger", "--methods", "magic"],
+            "method: found 'magic', expected one of teacher, synthetic, data-based",
+        ),
         (["--ledger", "--set", "rhoo=1"], "preset digits: found no setting 'rhoo', expected one of"),
         (["--chapters", "07x"], "chapter: found '07x'"),
         (["--set", "iterationz=3"], "parameter: found 'iterationz', expected one of"),

@@ -6,9 +6,20 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.testing import assert_close
 
-from dkdm_lab.data import NoisedImages, cache_dir, load_images, to_model, to_uint8
+from dkdm_lab.data import (
+    DATASETS,
+    DataSet,
+    NoisedImages,
+    cache_dir,
+    content_hash,
+    load_images,
+    mix,
+    to_model,
+    to_uint8,
+)
 from dkdm_lab.diffusion import GaussianDiffusion
 
 # -- images -------------------------------------------------------------------------------------------
@@ -50,64 +61,207 @@ def colour_images(n, size=32):
     return np.random.default_rng(0).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
+@pytest.fixture
+def small_cifar10(monkeypatch):
+    """CIFAR-10 as if it had ten images; returns them as ``[N, H, W, C]``."""
+    images = colour_images(10)
+    known = DataSet(
+        (3, 32, 32), {"train": 10, "test": 10}, {"train": content_hash(nchw(images))}, "from here"
+    )
+    monkeypatch.setitem(DATASETS, "cifar10", known)
+    return images
+
+
+def nchw(images):
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("key", ["x", "arr_0"])
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_cifar10_is_read_from_an_npz(cache, split):
-    images = colour_images(5)
+def test_a_set_is_read_from_an_npz(cache, small_cifar10, split, key):
     (cache / "cifar10").mkdir()
-    np.savez(cache / "cifar10" / f"{split}.npz", x=images)
+    np.savez(cache / "cifar10" / f"{split}.npz", **{key: small_cifar10})
     found = load_images("cifar10", split)
     assert found.is_contiguous()
-    assert np.array_equal(found.permute(0, 2, 3, 1).numpy(), images)
+    assert torch.equal(found, nchw(small_cifar10))
+    assert torch.equal(load_images("cifar10", split, n=3), found[:3])
 
 
-def test_cifar10_is_read_from_torchvisions_own_layout(cache, monkeypatch):
+def test_cifar10_is_read_from_torchvisions_own_layout(cache, monkeypatch, small_cifar10):
     from torchvision.datasets import CIFAR10
 
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)  # ours is smaller than the real one
     folder = cache / "cifar10" / CIFAR10.base_folder
     folder.mkdir(parents=True)
-    images = colour_images(10)
-    for (file, _), part in zip(CIFAR10.train_list, np.split(images, 5), strict=True):
+    for (file, _), part in zip(CIFAR10.train_list, np.split(small_cifar10, 5), strict=True):
         rows = part.transpose(0, 3, 1, 2).reshape(len(part), -1)
         (folder / file).write_bytes(pickle.dumps({"data": rows, "labels": [0] * len(part)}))
     names = pickle.dumps({"label_names": [str(k) for k in range(10)]})
     (folder / CIFAR10.meta["filename"]).write_bytes(names)
     monkeypatch.setitem(CIFAR10.meta, "md5", None)
-    assert np.array_equal(load_images("cifar10").permute(0, 2, 3, 1).numpy(), images)
+    assert torch.equal(load_images("cifar10"), nchw(small_cifar10))
+
+
+def test_fashion_is_padded_to_32(cache, monkeypatch):
+    grey = np.full((10, 28, 28, 1), 9, dtype=np.uint8)
+    monkeypatch.setitem(DATASETS, "fashion", DataSet((1, 32, 32), {"train": 10}, {}, ""))
+    (cache / "fashion").mkdir()
+    np.savez(cache / "fashion" / "train.npz", x=grey)
+    found = load_images("fashion")
+    assert found.shape == (10, 1, 32, 32)
+    assert found[:, :, 2:-2, 2:-2].eq(9).all()
+    assert int(found.sum()) == 10 * 28 * 28 * 9  # the rest is black
+
+
+def test_celeba_is_cut_from_the_aligned_photographs_and_kept(cache, monkeypatch):
+    monkeypatch.setitem(DATASETS, "celeba64", DataSet((3, 64, 64), {"train": 2}, {}, ""))
+    folder = cache / "celeba64" / "img_align_celeba"
+    folder.mkdir(parents=True)
+    for number, size in enumerate([(178, 218), (89, 109)]):  # the published size, and half of it
+        picture = Image.new("RGB", size, (0, 0, 0))
+        middle = size[1] // 2
+        picture.paste((200, 100, 50), (0, middle - size[0] // 2, size[0], middle + size[0] // 2))
+        picture.save(folder / f"00000{number}.jpg", quality=100)
+    found = load_images("celeba64")
+    assert found.shape == (2, 3, 64, 64)
+    # The square in the middle fills what is cut: no black but at its seams.
+    centre = found[:, :, 4:-4].float().mean((0, 2, 3))
+    assert_close(centre, torch.tensor([200.0, 100.0, 50.0]), atol=3, rtol=0)
+    assert (cache / "celeba64" / "train.npz").is_file()
+    assert torch.equal(load_images("celeba64"), found)
+
+
+def test_imagenet32_is_read_from_its_ten_batches_in_their_order(cache, monkeypatch):
+    monkeypatch.setitem(DATASETS, "imagenet32", DataSet((3, 32, 32), {"train": 11}, {}, ""))
+    (cache / "imagenet32").mkdir()
+    images = colour_images(11)
+    for number, image in enumerate(images, 1):  # 10 sorts before 2
+        rows = image.transpose(2, 0, 1).reshape(1, -1)
+        np.savez(cache / "imagenet32" / f"train_data_batch_{number}.npz", data=rows)
+    assert torch.equal(load_images("imagenet32"), nchw(images))
+
+
+@pytest.mark.parametrize("name, mode", [("cifar10", "RGB"), ("holidays", "RGB"), ("scans", "L")])
+def test_a_folder_of_images_serves_any_preset(cache, name, mode):
+    folder = cache / name / "train" / "nested"
+    folder.mkdir(parents=True)
+    images = colour_images(3)
+    images = images if mode == "RGB" else images[..., :1]
+    for number, image in enumerate(images):
+        Image.fromarray(image.squeeze()).save(folder / f"{number}.png")
+    found = load_images(name)
+    assert torch.equal(found, nchw(images))
+
+
+def test_a_folder_without_images_is_refused(cache):
+    (cache / "cifar10" / "train").mkdir(parents=True)
+    (cache / "cifar10" / "train" / "notes.txt").write_text("none here")
+    with pytest.raises(ValueError, match=r"train: found no images, expected \.png"):
+        load_images("cifar10")
+
+
+@pytest.mark.parametrize("name, sizes", [("cifar10", [(89, 109)]), ("holidays", [(32, 32), (89, 109)])])
+def test_images_of_another_size_are_refused(cache, name, sizes):
+    (cache / name / "train").mkdir(parents=True)
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size).save(cache / name / "train" / f"{number}.png")
+    with pytest.raises(ValueError, match=rf"{len(sizes) - 1}.png: found an image of 109x89.*expected 32x32"):
+        load_images(name)
+
+
+def test_what_is_no_image_is_refused(cache):
+    (cache / "cifar10" / "train").mkdir(parents=True)
+    (cache / "cifar10" / "train" / "torn.png").write_bytes(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"torn.png: cannot be read as an image"):
+        load_images("cifar10")
 
 
 @pytest.mark.parametrize(
     "images, found",
     [
-        (colour_images(2, size=16), r"uint8 of shape \(2, 16, 16, 3\)"),
-        (colour_images(2).transpose(0, 3, 1, 2), r"uint8 of shape \(2, 3, 32, 32\)"),
-        (colour_images(2).astype(np.float32), r"float32 of shape \(2, 32, 32, 3\)"),
+        (colour_images(10, size=16), r"train images \(10, 3, 16, 16\), expected \(10, 3, 32, 32\)"),
+        (colour_images(9), r"train images \(9, 3, 32, 32\), expected \(10, 3, 32, 32\)"),
+        (colour_images(10)[::-1], r"train images with hash [0-9a-f]{12}, expected [0-9a-f]{12}; keep"),
+        (colour_images(10).astype(np.float32), r"float32 \(10, 32, 32, 3\), expected uint8 \[N, H, W, C\]"),
     ],
 )
-def test_other_arrays_are_not_taken_for_cifar10(cache, images, found):
+def test_other_arrays_are_not_taken_for_cifar10(cache, small_cifar10, images, found):
     (cache / "cifar10").mkdir()
     np.savez(cache / "cifar10" / "train.npz", x=images)
-    with pytest.raises(ValueError, match=rf"cifar10.*found {found}, expected uint8 \[N, 32, 32, 3\]"):
+    with pytest.raises(ValueError, match=rf"cifar10.*found {found}"):
         load_images("cifar10")
 
 
-def test_an_array_of_objects_is_not_unpickled(cache):
+@pytest.mark.parametrize("arrays", [{"x": np.array([{}], dtype=object)}, {"labels": np.zeros(3)}])
+def test_an_npz_without_images_is_refused(cache, arrays):
+    """Objects are not unpickled: that would run whatever the file says."""
     (cache / "cifar10").mkdir()
-    np.savez(cache / "cifar10" / "train.npz", x=np.array([{}], dtype=object))
-    with pytest.raises(ValueError, match="allow_pickle"):
+    np.savez(cache / "cifar10" / "train.npz", **arrays)
+    with pytest.raises(ValueError, match=r"train.npz: the images cannot be read.*(allow_pickle|'labels')"):
+        load_images("cifar10")
+
+
+@pytest.mark.parametrize(
+    "name, how",
+    [("celeba64", "research only.*img_align_celeba"), ("imagenet32", "registration.*train_data_batch_1")],
+)
+def test_a_set_that_cannot_be_downloaded_says_how_to_get_it(name, how):
+    with pytest.raises(FileNotFoundError, match=f"found no {name} images.*{how}"):
+        load_images(name)
+
+
+def test_a_download_that_fails_says_where_to_put_the_set(monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    def offline(self):
+        raise OSError("no network")
+
+    monkeypatch.setattr(CIFAR10, "download", offline)
+    with pytest.raises(FileNotFoundError, match=r"cifar10: found no cifar10 images.*train.npz.*no network"):
         load_images("cifar10")
 
 
 @pytest.mark.parametrize(
     "name, split, message",
     [
-        ("mnist", "train", "data set: found 'mnist', expected 'digits' or 'cifar10'"),
-        ("cifar10", "val", "cifar10 split: found 'val', expected 'train' or 'test'"),
+        ("mnist", "train", "data set: found 'mnist', expected digits, cifar10, .*or the name of a folder in"),
+        ("cifar10", "val", "cifar10 split: found 'val', expected one of train, test"),
     ],
 )
 def test_an_unknown_data_set_is_refused(name, split, message):
     with pytest.raises(ValueError, match=message):
         load_images(name, split)
+
+
+@pytest.mark.parametrize("n", [0, 1798])
+def test_more_images_than_the_set_has_are_refused(n):
+    with pytest.raises(ValueError, match=f"digits train: found 1,797 images, expected at least n = {n:,}"):
+        load_images("digits", n=n)
+
+
+# -- the mix of data-limited training -----------------------------------------------------------------
+
+
+def test_a_mix_has_its_share_of_real_images_and_none_twice():
+    real, synthetic = torch.arange(100, 300), torch.arange(1000, 1200)
+    mixed = mix(real, synthetic, 0.15)
+    assert len(mixed) == 200 == len(mixed.unique())
+    assert int((mixed < 1000).sum()) == 30
+    assert set(mixed.tolist()) <= {*real.tolist(), *synthetic.tolist()}
+    assert torch.equal(mixed, mix(real, synthetic, 0.15)) and not torch.equal(
+        mixed, mix(real, synthetic, 0.15, 1)
+    )
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
+def test_a_share_outside_0_to_1_is_refused(fraction):
+    with pytest.raises(ValueError, match=f"real fraction: found {fraction}, expected"):
+        mix(torch.arange(10), torch.arange(10), fraction)
+
+
+def test_a_mix_of_more_real_images_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="real images: found 10, expected at least 50 for 50%"):
+        mix(torch.arange(10), torch.arange(100), 0.5)
 
 
 # -- the batches of Algorithm 2 -----------------------------------------------------------------------
@@ -238,3 +392,20 @@ def test_samples_may_have_any_shape(process, shape):
 def test_less_data_than_a_batch_is_refused(process):
     with pytest.raises(ValueError, match="data: found 7 samples, expected at least one batch of 8"):
         NoisedImages(process, numbered(7), 8)
+
+
+def test_flips_mirror_half_of_the_images_left_to_right():
+    images = load_images("digits")
+    source = NoisedImages(gentle(), images, 256, flip=True)
+    plain = {tuple(image.flatten().tolist()) for image in images}
+    flipped = 0
+    for _ in range(4):
+        batch = next(source)
+        x0 = gentle().predict_x0(batch.x_t, batch.t, batch.eps)
+        restored = to_uint8((x0 * 127.5 + 127.5).round() / 127.5 - 1 + 1e-6)
+        for image in restored:
+            as_is = tuple(image.flatten().tolist()) in plain
+            mirrored = tuple(image.flip(-1).flatten().tolist()) in plain
+            assert as_is or mirrored
+            flipped += mirrored and not as_is
+    assert 440 < flipped < 584  # 1,024 images, half of them: 512 give or take 4.5 deviations of 16

@@ -1,14 +1,27 @@
 """Scores: against formulas written out here, and what is refused."""
 
 import itertools
+import shutil
+import urllib.error
 
 import numpy as np
 import pytest
 import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.utils import create_feature_extractor
 
 from dkdm_lab import evaluation
-from dkdm_lab.data import load_images
-from dkdm_lab.evaluation import INCEPTION_WEIGHTS, METRICS, digits_classifier, energy_distance, score
+from dkdm_lab.data import cache_dir, load_images
+from dkdm_lab.evaluation import (
+    INCEPTION_WEIGHTS,
+    METRICS,
+    InceptionSpatial,
+    digits_classifier,
+    energy_distance,
+    score,
+)
+
+REAL = cache_dir()  # the user's own, before each test gets an empty one
 
 
 @pytest.fixture
@@ -29,11 +42,15 @@ def features(images):
 
 
 def frechet(images, reference):
-    """The Frechet distance of two sets of the classifier's features, by its formula.
+    """The Frechet distance of two sets of the classifier's features."""
+    return frechet_of(features(images), features(reference))
+
+
+def frechet_of(a, b):
+    """The Frechet distance of two sets of vectors, by its formula.
 
     tr sqrt(A B) as the sum of roots of the eigenvalues of sqrt(A) B sqrt(A), which is symmetric.
     """
-    a, b = features(images), features(reference)
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     values, vectors = np.linalg.eigh(first)
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
@@ -71,8 +88,8 @@ def test_worse_images_score_worse(digits):
 @pytest.mark.usefixtures("yardstick")
 def test_all_scores_carry_the_yardsticks_name_and_n(digits):
     found = score(digits[:300], "digits", "digits")
-    assert found.keys() == {*(f"digits-{metric}" for metric in METRICS), "N"}
-    assert found["N"] == 300
+    assert found.keys() == {*(f"digits-{m}" for m in METRICS if m != "sFID"), "N", "N_reference"}
+    assert (found["N"], found["N_reference"]) == (300, 1797)
     assert found["digits-precision"] == 1.0  # they are all among the reference
     assert 0.5 < found["digits-recall"] < 1.0
     assert 1 < found["digits-IS"] < 10
@@ -116,19 +133,187 @@ def test_what_are_not_the_references_kind_of_images_is_refused(images, message):
 
 
 def test_unknown_metrics_are_refused(digits):
-    with pytest.raises(ValueError, match=r"metrics: found \['LPIPS'\], expected some of"):
+    with pytest.raises(ValueError, match=r"metrics: found \['LPIPS'\], expected some of \['FID', 'IS'"):
         score(digits, digits, "digits", metrics=("FID", "LPIPS"))
 
 
 def test_unknown_features_are_refused(digits):
-    with pytest.raises(ValueError, match="features: found 'vgg', expected 'inception' or 'digits'"):
+    with pytest.raises(ValueError, match="features: found 'vgg', expected one of"):
         score(digits, digits, "vgg")
 
 
-def test_an_inception_without_its_head_gives_no_inception_score(cache, digits):
-    torch.save({"fc.weight": torch.zeros(1008, 2048)}, cache / INCEPTION_WEIGHTS)
+@pytest.mark.usefixtures("yardstick")
+def test_too_few_images_are_refused(digits):
+    with pytest.raises(ValueError, match="images: found 4, expected at least 5"):
+        score(digits[:4], "digits", "digits")
+
+
+# -- Inception ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory):
+    """Inception's file with weights of chance and no head: right in form, so that each step can be
+    followed, without a download."""
+    file = tmp_path_factory.mktemp("inception") / INCEPTION_WEIGHTS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        patch.setattr(
+            "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: None
+        )
+        torch.manual_seed(0)
+        network = InceptionSpatial("x", ["2048"])
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):  # so that activations neither vanish nor grow on their way
+            torch.nn.init.kaiming_normal_(module.weight)
+    state = network.state_dict()
+    state["fc.weight"].zero_()
+    torch.save(state, file)
+    return file
+
+
+@pytest.fixture
+def inception(cache, random_weights):
+    """The random Inception, laid into this test's cache; returns its file."""
+    shutil.copy(random_weights, cache)
+    return cache / INCEPTION_WEIGHTS
+
+
+def photographs(n, seed):
+    return torch.randint(0, 256, (n, 3, 32, 32), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def raw_features(file, images):
+    """Pooled and mixed_6 features of torch-fidelity's own network, through a hook of this test's."""
+    network = FeatureExtractorInceptionV3("own", ["2048"], feature_extractor_weights_path=str(file))
+    maps = []
+    network.Mixed_6d.branch1x1.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    with torch.no_grad():
+        (pooled,) = network(images)
+    nhwc = np.transpose(maps[0].numpy(), (0, 2, 3, 1))  # as TensorFlow has them
+    assert nhwc.shape[1:] == (17, 17, 192)
+    return pooled.double().numpy(), nhwc[:, :, :, :7].reshape(len(images), -1).astype(np.float64)
+
+
+def check_against_raw_features(file, images, reference):
+    """FID, sFID, precision and recall, each written out here from the raw features."""
+    found = score(images, reference, metrics=("FID", "sFID", "precision", "recall"))
+    (a, a_spatial), (b, b_spatial) = raw_features(file, images), raw_features(file, reference)
+    assert a_spatial.shape[1] == 2023
+    assert found["FID"] > 0.01 and found["sFID"] > 0.01  # or the next lines would say nothing
+    assert found["FID"] == pytest.approx(frechet_of(a, b), rel=1e-3)
+    assert found["sFID"] == pytest.approx(frechet_of(a_spatial, b_spatial), rel=1e-3)
+
+    def inside(x, y):
+        """Share of x within the third neighbour's distance of some y."""
+        among = np.linalg.norm(y[:, None] - y[None], axis=-1)
+        radius = np.sort(among, axis=1)[:, 3]  # the first is the point itself
+        return float((np.linalg.norm(x[:, None] - y[None], axis=-1) <= radius).any(axis=1).mean())
+
+    assert found["precision"] == pytest.approx(inside(a, b), abs=1e-6)
+    assert found["recall"] == pytest.approx(inside(b, a), abs=1e-6)
+    return found
+
+
+def test_inceptions_scores_equal_those_from_its_raw_features(inception):
+    check_against_raw_features(inception, photographs(24, 0), photographs(30, 1) // 2)
+
+
+def test_one_pass_serves_every_layer(inception):
+    extractor = create_feature_extractor(
+        "inception-v3-spatial",
+        ["spatial", "2048", "logits_unbiased"],
+        cuda=False,
+        feature_extractor_weights_path=str(inception),
+    )
+    passes = []
+    extractor.Mixed_7c.register_forward_hook(lambda *_: passes.append(1))
+    spatial, pooled, logits = extractor(photographs(2, 0))
+    assert (spatial.shape, pooled.shape, logits.shape) == ((2, 2023), (2, 2048), (2, 1008))
+    assert len(passes) == 1
+
+
+def test_the_order_of_the_spatial_features_is_height_width_channel(inception):
+    extractor = InceptionSpatial("x", ["spatial"], feature_extractor_weights_path=str(inception))
+    (spatial,) = extractor(photographs(1, 0))
+    assert torch.equal(spatial.view(17, 17, 7)[5, 9], extractor._maps[0, :7, 5, 9])
+
+
+def test_grey_images_are_shown_to_inception_as_rgb(inception):
+    grey, reference = photographs(12, 0)[:, :1], photographs(12, 1)[:, :1]
+    as_rgb = score(grey.expand(-1, 3, -1, -1), reference.expand(-1, 3, -1, -1), metrics=("FID",))
+    assert score(grey, reference, metrics=("FID",))["FID"] == pytest.approx(as_rgb["FID"], rel=1e-6)
+
+
+def test_an_inception_without_its_head_gives_no_inception_score(inception):
+    images = photographs(6, 0)
     with pytest.raises(ValueError, match=rf"{INCEPTION_WEIGHTS}: its classifier head is all zeros"):
-        score(digits, digits, metrics=("FID", "IS"))
+        score(images, images, metrics=("FID", "IS"))
+    assert "IS" not in score(images, images)  # and is left out where nobody asks for it
+
+
+def test_the_inception_score_is_its_formula(inception):
+    state = torch.load(inception, weights_only=True)
+    state["fc.weight"] = torch.randn(1008, 2048, generator=torch.Generator().manual_seed(0))
+    torch.save(state, inception)
+    images = photographs(20, 0)
+    pooled, _ = raw_features(inception, images)
+    logits = pooled @ state["fc.weight"].double().numpy().T  # without the bias, as ADM
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    order = np.random.RandomState(2020).permutation(20)  # torch-fidelity's shuffle, then ten splits
+    splits = [
+        np.exp((part * (np.log(part) - np.log(part.mean(0, keepdims=True)))).sum(1).mean())
+        for part in np.split(p[order], 10)
+    ]
+    found = score(images, images, metrics=("IS",))["IS"]
+    assert found == pytest.approx(np.mean(splits), rel=1e-4)
+    assert found > 1.001
+
+
+def test_missing_weights_are_explained(cache, monkeypatch):
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(evaluation, "load_state_dict_from_url", offline)
+    with pytest.raises(FileNotFoundError, match=rf"{INCEPTION_WEIGHTS}: found no Inception weights.*put it"):
+        score(photographs(6, 0), photographs(6, 1))
+
+
+def test_weights_of_something_else_are_refused(cache):
+    (cache / INCEPTION_WEIGHTS).write_bytes(b"not weights")
+    with pytest.raises(ValueError, match=rf"{INCEPTION_WEIGHTS}: these are not Inception's weights"):
+        score(photographs(6, 0), photographs(6, 1))
+
+
+def test_statistics_of_other_weights_are_not_taken_from_the_cache(inception):
+    images, reference = photographs(6, 0), photographs(6, 1)
+    first = score(images, reference, metrics=("FID",))["FID"]
+    state = torch.load(inception, weights_only=True)
+    state["Conv2d_1a_3x3.conv.weight"] *= 0.5
+    state["Conv2d_1a_3x3.bn.weight"] *= 1.5
+    torch.save(state, inception)
+    assert score(images, reference, metrics=("FID",))["FID"] != pytest.approx(first, rel=1e-3)
+
+
+@pytest.mark.skipif(
+    not ((REAL / INCEPTION_WEIGHTS).is_file() and (REAL / "cifar10").is_dir()),
+    reason="needs Inception's weights and CIFAR-10 in data_cache; neither is part of a clone",
+)
+def test_torch_fidelitys_own_regression(cache):
+    """256 CIFAR-10 train against 256 test images: the figures that torch-fidelity publishes."""
+    shutil.copy(REAL / INCEPTION_WEIGHTS, cache)
+    (cache / "cifar10").symlink_to(REAL / "cifar10")
+
+    def chosen(split):
+        images = load_images("cifar10", split)
+        return images[np.random.RandomState(2020).choice(len(images), 256, replace=False)]
+
+    train, test = chosen("train"), chosen("test")
+    found = score(train, test, metrics=("FID", "KID"), kid_subset=50)
+    assert found["FID"] == pytest.approx(110.2808, abs=1e-4)
+    assert found["KID"] == pytest.approx(-0.00068, abs=1e-5)  # float32 products: 3e-6 from machine to machine
+    check_against_raw_features(cache / INCEPTION_WEIGHTS, train[:48], test[:48])
 
 
 # -- the yardstick for digits -------------------------------------------------------------------------

@@ -46,7 +46,20 @@ def test_the_papers_networks_take_colour_images_and_learn_the_variance(name):
 
 def test_the_books_own_networks_take_the_books_own_data():
     shapes = {name: build_without_memory(name).shape for name in networks.NETWORKS.keys() - PARAMETERS.keys()}
-    assert shapes == {"digits-teacher": (1, 8, 8), "digits-student": (1, 8, 8), "toy-student": (2,)}
+    expected = {"digits": (1, 8, 8), "fashion": (1, 32, 32), "toy": (2,)}
+    assert shapes == {name: expected[name.split("-")[0]] for name in shapes}
+
+
+@pytest.mark.parametrize("name", ["digits-466k", "digits-290k", "digits-53k"])
+def test_a_size_in_a_name_is_the_networks(name):
+    assert f"{round(networks.build(name).parameter_count / 1000)}k" == name.split("-")[1]
+
+
+def test_flops_are_those_of_the_products_and_convolutions():
+    """The toy's MLP has only matrix products: two operations for each weight, one sample."""
+    mlp = networks.build("toy-student")
+    weights = sum(p.numel() for p in mlp.parameters() if p.ndim == 2)
+    assert mlp.flops() == 2 * weights
 
 
 def test_an_unknown_network_is_refused():

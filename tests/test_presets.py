@@ -67,7 +67,7 @@ def test_changes_come_after_the_live_settings():
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="preset: found 'mnist', expected one of toy, digits, cifar10"):
+    with pytest.raises(ValueError, match="preset: found 'mnist', expected one of toy, digits, fashion"):
         presets.get("mnist")
 
 

@@ -36,7 +36,7 @@ def weights(run):
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="method: found 'magic', expected one of teacher, data-based, "):
+    with pytest.raises(ValueError, match="method: found 'magic', expected one of teacher, synthetic, "):
         Run(presets.get("toy"), "magic")
 
 
@@ -66,7 +66,7 @@ def test_every_method_goes_from_not_begun_to_finished(method):
     assert run.status == "finished"
     assert result["settings"] == run.settings
     assert result["metrics"].keys() == {"energy-distance", "N"}
-    assert result["metrics"]["N"] == 50
+    assert result["metrics"]["N"] == (40 if method == "synthetic" else 50)
     assert result["wall_s"] >= 0
     assert result["made_with"] == provenance()
 
@@ -74,7 +74,9 @@ def test_every_method_goes_from_not_begun_to_finished(method):
 def test_a_result_counts_what_it_cost():
     evaluations = {m: toy(m).result(progress=False)["teacher_evaluations"] for m in METHODS if m != "teacher"}
     assert evaluations == {
+        "synthetic": 40 * 5,
         "data-based": 0,
+        "data-limited": 40 * 5,
         "data-free": 40 * 5,
         "iterative": 20 * 16,
         "shuffled": 20 * 16 + 20,  # a harvest of 16 samples in 10 intervals: 2 chains
@@ -144,7 +146,13 @@ def test_students_of_one_seed_share_their_teacher():
     tiny = {**TINY, "teacher_iterations": 4, "iterations": 4, "curve": 1, "rho": 0.02}
     preset = presets.get("digits", **tiny)
     first = Run(preset, "dynamic").result(progress=False)
-    assert first["metrics"].keys() == {"digits-FID", "digits-precision", "digits-recall", "N"}
+    assert first["metrics"].keys() == {
+        "digits-FID",
+        "digits-precision",
+        "digits-recall",
+        "N",
+        "N_reference",
+    }
     teacher = Run(preset, "teacher")
     assert teacher.status == "finished"
     before = (teacher.folder / "result.json").stat().st_mtime_ns
