@@ -254,7 +254,7 @@ def test_an_inception_without_its_head_gives_no_inception_score(inception):
 
 def test_the_inception_score_is_its_formula(inception):
     state = torch.load(inception, weights_only=True)
-    state["fc.weight"] = torch.randn(1008, 2048, generator=torch.Generator().manual_seed(0))
+    state["fc.weight"] = 30 * torch.randn(1008, 2048, generator=torch.Generator().manual_seed(0))
     torch.save(state, inception)
     images = photographs(20, 0)
     pooled, _ = raw_features(inception, images)
@@ -268,7 +268,7 @@ def test_the_inception_score_is_its_formula(inception):
     ]
     found = score(images, images, metrics=("IS",))["IS"]
     assert found == pytest.approx(np.mean(splits), rel=1e-4)
-    assert found > 1.001
+    assert found > 1.2  # or it would say nothing
 
 
 def test_missing_weights_are_explained(cache, monkeypatch):
