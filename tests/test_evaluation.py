@@ -253,18 +253,22 @@ def test_an_inception_without_its_head_gives_no_inception_score(inception):
 
 
 def test_the_inception_score_is_its_formula(inception):
-    state = torch.load(inception, weights_only=True)
-    state["fc.weight"] = 30 * torch.randn(1008, 2048, generator=torch.Generator().manual_seed(0))
-    torch.save(state, inception)
     images = photographs(20, 0)
     pooled, _ = raw_features(inception, images)
-    logits = pooled @ state["fc.weight"].double().numpy().T  # without the bias, as ADM
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
+    # A head that tells these images apart: chance directions across their mean, logits of deviation 2.
+    mean = torch.from_numpy(pooled.mean(0))
+    head = torch.randn(1008, 2048, generator=torch.Generator().manual_seed(0)).double()
+    head -= torch.outer(head @ mean, mean) / mean.square().sum()
+    head *= 2 / (torch.from_numpy(pooled) @ head.T).std()
+    state = torch.load(inception, weights_only=True)
+    state["fc.weight"] = head.float()
+    torch.save(state, inception)
+    logits = pooled @ head.numpy().T  # without the bias, as ADM
+    log_p = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     order = np.random.RandomState(2020).permutation(20)  # torch-fidelity's shuffle, then ten splits
     splits = [
-        np.exp((part * (np.log(part) - np.log(part.mean(0, keepdims=True)))).sum(1).mean())
-        for part in np.split(p[order], 10)
+        np.exp((np.exp(part) * (part - np.log(np.exp(part).mean(0, keepdims=True)))).sum(1).mean())
+        for part in np.split(log_p[order], 10)
     ]
     found = score(images, images, metrics=("IS",))["IS"]
     assert found == pytest.approx(np.mean(splits), rel=1e-4)
