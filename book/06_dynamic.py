@@ -165,9 +165,8 @@ for warmup in ("full", "respaced", "harvest"):
         print(ledger.spread(fids), "over", len(fids), "seeds (ledger)")
 
 # %% [markdown]
-# Whatever differs between the three is to be read against the spread over seeds, and the expensive two have fewer seeds
-# so far than the cheap one, as the lines say. At this spread the full warm-up buys nothing that can be seen. The cheapest, `"harvest"`, is this
-# book's default; the paper's own way is one argument away.
+# The three differ by less than their spread over seeds, so three seeds do not tell them apart. What they cost is plain.
+# The cheapest, `"harvest"`, is this book's default; the paper's own way is one argument away.
 #
 # ## Five ways to train a student
 #
@@ -185,19 +184,18 @@ plots.spreads(
 )
 
 # %% [markdown]
-# Dots show the mean, whiskers one standard deviation over seeds, on a logarithmic scale. Each seed has its own teacher, pool and first weights,
-# so the whiskers hold everything that chance decides. A good teacher helps all of its students, so it is fairer to
-# compare students of the same seed:
+# Dots show the mean, whiskers one standard deviation over seeds, on a logarithmic scale. Each seed has its own teacher,
+# pool and first weights, so the whiskers hold everything that chance decides. A good teacher helps all of its students,
+# so it is fairer to compare students of the same seed:
 
 # %%
-value = {}
-for r in ledger.results(preset, {}):
-    value[r["settings"]["method"], r["settings"]["seed"]] = r["metrics"][
-        settings.metric
-    ]
+value = {
+    method: ledger.by_seed(preset, settings.metric, {"method": method})
+    for method in scores
+}
 for other in ("data-based", "data-free", "shuffled", "iterative"):
-    seeds = [seed for method, seed in value if method == other]
-    wins = sum(value["dynamic", s] < value[other, s] for s in seeds)
+    seeds = value[other].keys() & value["dynamic"].keys()
+    wins = sum(value["dynamic"][s] < value[other][s] for s in seeds)
     print(f"dynamic is better than {other} for {wins} of {len(seeds)} seeds")
 
 # %% [markdown]

@@ -11,6 +11,7 @@ import jupytext
 import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from dkdm_lab import presets
 from dkdm_lab.data import cache_dir
@@ -102,6 +103,8 @@ def _execute(source: Path, target: Path, parameters: dict) -> str | None:
             cwd=source.parent,
             kernel_name="python3",
             log_output=False,
+            coalesce_streams=True,  # what a cell prints is one output, however it came
+            config=Config(KernelManager={"transport": "ipc"}),  # over TCP the kernel warns of eavesdroppers
         )
     except PapermillExecutionError as error:
         where = f"cell {error.cell_index} (In [{error.exec_count}])"
