@@ -116,6 +116,8 @@ assert after < noise / 10
 # |---|---|---|
 # | I. The idea | [](01_diffusion), [](02_teacher) | Secs. 2 and 7 |
 # | II. The method | [](03_dkdm_objective), [](04_iterative), [](05_shuffled), [](06_dynamic) | Sec. 3 |
+# | III. The experiments | [](07_baselines) to [](13_two_distributions) | Secs. 4 and 9 to 12 |
+# | all of it on one page | [](14_report) | |
 #
 # There are **two kinds of numbers**. What a chapter computes while it runs is *live*: one seed, small networks,
 # minutes on a laptop. Beside it stands the *ledger*, the folder `book/results/`: longer runs over several seeds,

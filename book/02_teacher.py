@@ -24,6 +24,7 @@
 preset = "digits"
 live = True  # sized for a laptop; False trains at the preset's full size
 seed = 0
+changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 
 # %%
 import torch
@@ -33,7 +34,7 @@ from dkdm_lab.data import load_images, to_uint8
 from dkdm_lab.evaluation import score
 
 plots.use_style()
-settings = presets.get(preset, live=live)
+settings = presets.get(preset, live=live, **changes)
 diffusion = settings.diffusion()
 
 # %% [markdown]

@@ -24,6 +24,7 @@
 preset = "digits"
 live = True  # sized for a laptop; False trains at the preset's full size
 seed = 0
+changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 
 # %%
 import torch
@@ -34,7 +35,7 @@ from dkdm_lab.pools import DynamicPool
 from dkdm_lab.widgets import watch
 
 plots.use_style()
-settings = presets.get(preset, live=live)
+settings = presets.get(preset, live=live, **changes)
 diffusion = settings.diffusion()
 teacher = runs.Run(settings, "teacher", seed).model()
 
@@ -227,7 +228,7 @@ for other in ("data-based", "data-free", "shuffled", "iterative"):
 # ## Limits
 #
 # Equal iterations are not equal cost: the pools ask the teacher once for each sample that the student sees, data-based
-# training never does, and data-free training pays in advance. A later part of the book compares at equal cost. The
+# training never does, and data-free training pays in advance. [](07_baselines) compares at equal cost. The
 # cheap warm-ups start the pool a little too narrow at the smallest levels, where ten large steps lose variance; the
 # first walks through the pool replace those samples. The
 # digits are small, and the spread over three seeds is itself known only roughly.

@@ -27,11 +27,20 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--ledger", action="store_true", help="runs instead of chapters")
     run.add_argument("--methods", type=_list, help="with --ledger: comma-separated (default: all)")
     run.add_argument("--seeds", type=_list, default=["0", "1", "2"], help="with --ledger (default: 0,1,2)")
+    run.add_argument(
+        "--against-teacher", action="store_true",
+        help="with --ledger: FID' too, against the teacher's own distribution",
+    )  # fmt: skip
+    measure = commands.add_parser("measure", help="measure speed into book/results/<preset>/measured/")
+    measure.add_argument("--preset", default="digits")
+    measure.add_argument("--seeds", type=_list, default=["0", "1", "2"], help="repetitions (default: 0,1,2)")
     commands.add_parser("readme", help="renew README's table and picture from the ledger")
     options = parser.parse_args(arguments)
     try:
         if options.command == "readme":
             _renew_readme()
+        elif options.command == "measure":
+            _measure(options)
         elif options.ledger:
             _fill_ledger(options)
         else:
@@ -53,7 +62,21 @@ def _fill_ledger(options: argparse.Namespace) -> None:
     runs = [Run(preset, method, int(seed)) for seed in options.seeds for method in options.methods or METHODS]
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {run.preset.name}/{run.name}: {run.status}", flush=True)
-        print(f"    {run.result()['metrics']} -> {ledger.enter(run).name}", flush=True)
+        print(
+            f"    {run.result()['metrics']} -> {ledger.enter(run, options.against_teacher).name}", flush=True
+        )
+
+
+def _measure(options: argparse.Namespace) -> None:
+    from dkdm_lab import ledger, paper, presets, timing
+    from dkdm_lab.runs import write_json
+
+    preset = presets.get(options.preset)
+    sizes = paper.CAST.get(preset.name, {}).get("sizes", (preset.teacher, preset.student))
+    for seed in map(int, options.seeds):
+        file = ledger.folder() / preset.name / "measured" / f"seed{seed}.json"
+        write_json(file, timing.measure(preset, sizes, seed))
+        print(file.relative_to(ledger.folder()), flush=True)
 
 
 def _renew_readme() -> None:

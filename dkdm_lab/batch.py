@@ -13,7 +13,7 @@ import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from dkdm_lab import presets
+from dkdm_lab import ledger, presets
 from dkdm_lab.data import cache_dir
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
@@ -41,8 +41,9 @@ def run_chapters(
     """Execute chapters one after another; returns the notebooks written.
 
     The default preset without ``settings`` renews the book's own notebooks; anything else is written to
-    ``data_cache/batch/<preset>/``, so that the committed book stays what it is. settings: chapter
-    parameters to set; a name that a chapter has no parameter for is refused before anything runs.
+    ``data_cache/batch/<preset>/``, so that the committed book stays what it is. settings: parameters of the
+    chapters, or settings of the preset; a name that is neither is refused before anything runs. What another
+    preset's runs found is entered into the ledger, where the chapters of any preset show it.
 
     A chapter that fails leaves its notebook as it was; what ran is kept in ``data_cache/failed/``, and
     RuntimeError names chapter and cell.
@@ -52,15 +53,19 @@ def run_chapters(
             f"preset {preset}: the chapters show images, and it has none; they use it by themselves where "
             "points say more (its runs: dkdm run --ledger --preset toy)"
         )
+    sources = chapters(which, book)
+    known = sorted(set().union(*map(parameter_names, sources)))
+    own = {name: value for name, value in (settings or {}).items() if name in known}
+    changes = {name: value for name, value in (settings or {}).items() if name not in known}
+    try:
+        presets.get(preset).replace(**changes)
+    except ValueError as error:
+        raise ValueError(f"no chapter has such a parameter ({', '.join(known)}) and {error}") from error
     parameters = {
         **({} if preset == DEFAULT_PRESET else {"preset": preset, "live": False}),
-        **(settings or {}),
+        **({"changes": changes} if changes else {}),
+        **own,
     }
-    sources = chapters(which, book)
-    for name in settings or {}:
-        if not any(name in parameter_names(source) for source in sources):
-            known = sorted(set().union(*map(parameter_names, sources)))
-            raise ValueError(f"parameter: found {name!r}, expected one of {', '.join(known)}")
     folder = book if not parameters else cache_dir() / "batch" / preset
     written = []
     for number, source in enumerate(sources, 1):
@@ -72,6 +77,9 @@ def run_chapters(
         if child.returncode:
             raise RuntimeError(f"{source.stem} failed; the chapters after it were not run")
         written.append(target)
+    if preset != DEFAULT_PRESET:
+        for file in ledger.enter_finished(preset):
+            print(f"ledger: {preset}/{file.name}", flush=True)
     return written
 
 

@@ -48,6 +48,12 @@ def results(preset: str, where: dict | None = None) -> list[dict]:
     return found if where is None else [result for result in found if _has(result["settings"], preset, where)]
 
 
+def measured(preset: str) -> list[dict]:
+    """What ``dkdm measure`` found of a preset's speed, one result a seed."""
+    files = sorted((folder() / preset / "measured").glob("*.json"))
+    return [json.loads(file.read_text()) for file in files]
+
+
 @dataclass(frozen=True)
 class Spread:
     """Mean and sample standard deviation (nan for one value) of ``n`` seeds; printed as "mean ± std",

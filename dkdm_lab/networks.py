@@ -12,6 +12,7 @@ import math
 import re
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -59,15 +60,6 @@ class Denoiser(nn.Module):
     def parameter_count(self) -> int:
         """Trainable and fixed parameters together, as the paper counts them."""
         return sum(p.numel() for p in self.parameters())
-
-    @torch.no_grad()
-    def flops(self) -> int:
-        """Floating-point operations of one evaluation of one sample: matrix products and convolutions."""
-        device = next(self.parameters()).device
-        x, t = torch.zeros(1, *self.shape, device=device), torch.zeros(1, dtype=torch.int64, device=device)
-        with FlopCounterMode(display=False) as counter:
-            self(x, t)
-        return counter.get_total_flops()
 
     def forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         if x_t.ndim < 2 or x_t.shape[1] != self.channels:
@@ -366,6 +358,18 @@ def build(name: str) -> Denoiser:
     if name not in NETWORKS:
         raise ValueError(f"network: found {name!r}, expected one of {', '.join(NETWORKS)}")
     return Denoiser(NETWORKS[name]())
+
+
+@cache
+def flops(name: str) -> int:
+    """Floating-point operations of one evaluation of one sample, in matrix products and convolutions.
+
+    Counted on shapes alone: no weights are made and nothing is computed.
+    """
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network = build(name)
+        network(torch.empty(1, *network.shape), torch.empty(1, dtype=torch.int64))
+    return counter.get_total_flops()
 
 
 # -- ADM checkpoints ----------------------------------------------------------------------------------

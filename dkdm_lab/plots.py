@@ -97,6 +97,41 @@ def spreads(rows: Mapping[str, tuple[float, float]], x_label: str) -> Figure:
     return figure
 
 
+def shares(bars: Mapping[str, Mapping[str, float]]) -> Figure:
+    """One horizontal bar a name, divided into named parts that add up to one."""
+    figure, axis = plt.subplots(figsize=(6.8, 0.55 * len(bars) + 1.2))
+    parts = list(dict.fromkeys(part for bar in bars.values() for part in bar))
+    greys = dict(zip(parts, plt.get_cmap("viridis")(np.linspace(0.15, 0.9, len(parts))), strict=True))
+    for row, bar in enumerate(reversed(bars.values())):
+        left = 0.0
+        for part, share in bar.items():
+            axis.barh(row, share, left=left, color=greys[part], label=part if row == 0 else None)
+            left += share
+    axis.set_yticks(range(len(bars)), list(reversed(bars)))
+    axis.set(xlabel="share of a step", xlim=(0, 1))
+    axis.grid(visible=False)
+    axis.legend(ncols=len(parts), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Figure:
+    """Named groups of points on logarithmic axes, with the dashed line where both are equal."""
+    figure, axis = plt.subplots(figsize=(5.2, 4.4))
+    for name, group in groups.items():
+        axis.scatter(*zip(*group, strict=True), label=name)
+    values = [v for group in groups.values() for point in group for v in point]
+    if values:
+        ends = (0.9 * min(values), 1.1 * max(values))
+        axis.plot(ends, ends, color="black", linestyle="--", linewidth=1)
+        axis.legend()
+    axis.set(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
 def points(panels: Mapping[str, Tensor], limit: float = 1.6, reference: Tensor | None = None) -> Figure:
     """Sets of points in the plane side by side, ``{title: [N, 2]}``, each over a grey reference."""
     figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.3), squeeze=False)

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from dkdm_lab.diffusion import Batch, GaussianDiffusion, progress_bar
 
@@ -126,7 +127,8 @@ class Pool:
 
     def _evaluate(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         self.evaluations += len(t)
-        return self.teacher(x_t, t)
+        with record_function("teacher"):
+            return self.teacher(x_t, t)
 
     def _noise(self, n: int) -> Tensor:
         return torch.randn(n, *self.shape, generator=self._generator, device=self.device)

@@ -323,9 +323,9 @@ def cost(result: dict, iteration: int | None = None) -> float:
     settings = result["settings"]
     iterations = settings["iterations"]
     iteration = iterations if iteration is None else iteration
-    student = networks.build(settings["student"]).flops()
+    student = networks.flops(settings["student"])
     named = settings.get("teacher", "exact")
-    teacher = 0 if named == "exact" else networks.build(named).flops()
+    teacher = 0 if named == "exact" else networks.flops(named)
     in_turns = 0.0  # the pool's evaluations an iteration; a discarded turn costs as much as a shown one
     if settings["method"] in POOLS:
         in_turns = settings["batch_size"] / (1 - settings["discard"])

@@ -12,10 +12,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
+from torch.profiler import record_function
 
 from dkdm_lab.diffusion import GaussianDiffusion, progress_bar
 from dkdm_lab.losses import dkdm_loss
 from dkdm_lab.networks import Denoiser
+
+# The parts of a step as a profiler sees them; "teacher" is the pool's evaluation within "source".
+PARTS = ("source", "teacher", "forward", "backward", "update")
 
 
 @dataclass
@@ -85,16 +89,20 @@ def train(
     steps = range(start, iterations)
     bar = progress_bar(steps, desc=description, initial=start, total=iterations, show=progress)
     for step in bar:
-        batch = next(source)
-        with accelerator.autocast():
-            eps, v = model(batch.x_t, batch.t)
-        losses = dkdm_loss(diffusion, batch, eps.float(), None if v is None else v.float(), vlb_weight)
-        accelerator.backward(losses.total.mean())
-        if gradient_clip is not None:
-            accelerator.clip_grad_norm_(student.parameters(), gradient_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        average.step(student.parameters())
+        with record_function("source"):
+            batch = next(source)
+        with record_function("forward"):
+            with accelerator.autocast():
+                eps, v = model(batch.x_t, batch.t)
+            losses = dkdm_loss(diffusion, batch, eps.float(), None if v is None else v.float(), vlb_weight)
+        with record_function("backward"):
+            accelerator.backward(losses.total.mean())
+        with record_function("update"):
+            if gradient_clip is not None:
+                accelerator.clip_grad_norm_(student.parameters(), gradient_clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            average.step(student.parameters())
 
         done = step + 1
         sums += torch.stack([losses.total.mean(), losses.simple.mean(), losses.vlb.mean()]).detach()

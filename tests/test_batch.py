@@ -1,11 +1,15 @@
 """Chapters run headless: parameters, failures that name chapter and cell, nothing half-written."""
 
+import json
+
 import nbformat
 import pytest
 
+from dkdm_lab import ledger, presets
 from dkdm_lab.__main__ import main
 from dkdm_lab.batch import chapters, run_chapters
 from dkdm_lab.data import cache_dir
+from dkdm_lab.runs import Run
 
 HEADER = """# ---
 # jupyter:
@@ -50,6 +54,30 @@ def test_settings_go_into_a_copy_and_leave_the_book_alone(book):
     assert not (book / "00_good.ipynb").exists()
 
 
+def test_a_setting_of_the_preset_reaches_the_chapters_as_a_change(book):
+    (book / "00_good.py").write_text(
+        GOOD.replace("number = 2", "number = 2\nchanges = {}") + "print(changes)\n"
+    )
+    (written,) = run_chapters(settings={"number": 5, "rho": 0.1}, book=book)
+    assert printed(written) == "15\n{'rho': 0.1}\n"
+
+
+def test_another_presets_finished_runs_are_entered_into_the_ledger(book, tmp_path, monkeypatch, yardstick):
+    monkeypatch.setattr(ledger, "folder", lambda: tmp_path / "results")
+    changes = {"iterations": 2, "batch_size": 16, "curve": 1, "steps": 2, "samples": 20, "rho": 0.05}
+    run = Run(presets.get("toy", **changes), "dynamic")
+    run.result(progress=False)
+    assert [file.name for file in ledger.enter_finished("toy")] == [f"{run.name}.json"]
+    entered = json.loads((tmp_path / "results" / "toy" / f"{run.name}.json").read_text())
+    assert entered == run.result()
+    asked = []
+    monkeypatch.setattr(ledger, "enter_finished", lambda preset: asked.append(preset) or [])
+    run_chapters("fashion", book=book)
+    assert asked == ["fashion"]
+    run_chapters(book=book)
+    assert asked == ["fashion"]  # the book's own live runs are not the ledger's
+
+
 def test_a_failure_names_chapter_and_cell_and_keeps_the_old_notebook(book, capfd):
     (book / "01_bad.py").write_text(BAD)
     (book / "01_bad.ipynb").write_text("the old one")
@@ -68,7 +96,8 @@ def test_a_failure_names_chapter_and_cell_and_keeps_the_old_notebook(book, capfd
 
 
 def test_an_unknown_parameter_is_refused_before_anything_runs(book):
-    with pytest.raises(ValueError, match="parameter: found 'nubmer', expected one of number"):
+    message = r"no chapter has such a parameter \(number\) and preset digits: found no setting 'nubmer'"
+    with pytest.raises(ValueError, match=message):
         run_chapters(settings={"nubmer": 5}, book=book)
     assert not list(book.glob("*.ipynb"))
 
@@ -88,7 +117,7 @@ def test_an_unknown_chapter_is_refused():
         ),
         (["--ledger", "--set", "rhoo=1"], "preset digits: found no setting 'rhoo', expected one of"),
         (["--chapters", "07x"], "chapter: found '07x'"),
-        (["--set", "iterationz=3"], "parameter: found 'iterationz', expected one of"),
+        (["--set", "iterationz=3"], "preset digits: found no setting 'iterationz', expected one of"),
     ],
 )
 def test_the_command_line_says_what_is_wrong(arguments, message, capsys):

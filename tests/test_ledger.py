@@ -53,6 +53,20 @@ def test_other_settings_count_only_where_asked_for(book):
     assert ledger.summary("digits", "digits-FID", {"warmup": "full"})["dynamic"].mean == 99.0
 
 
+def test_how_often_a_result_was_scored_makes_no_difference(book):
+    book("dynamic", 0, 8.0, curve=1)
+    assert ledger.by_seed("digits", "digits-FID", {"method": "dynamic"}) == {0: 8.0}
+
+
+def test_a_metric_with_a_prime_is_the_one_against_the_teacher(book, tmp_path):
+    book("dynamic", 0, 8.0)
+    file = next((tmp_path / "digits").glob("*.json"))
+    result = json.loads(file.read_text()) | {"against_teacher": {"digits-FID": 3.0}}
+    file.write_text(json.dumps(result))
+    assert ledger.by_seed("digits", "digits-FID'", {"method": "dynamic"}) == {0: 3.0}
+    assert ledger.by_seed("digits", "digits-FID", {"method": "dynamic"}) == {0: 8.0}
+
+
 def test_where_asks_only_methods_that_have_the_setting(book):
     book("data-based", 0, 5.0)
     assert ledger.summary("digits", "digits-FID", {"warmup": "full"}) == {}

@@ -57,9 +57,9 @@ def test_a_size_in_a_name_is_the_networks(name):
 
 def test_flops_are_those_of_the_products_and_convolutions():
     """The toy's MLP has only matrix products: two operations for each weight, one sample."""
-    mlp = networks.build("toy-student")
-    weights = sum(p.numel() for p in mlp.parameters() if p.ndim == 2)
-    assert mlp.flops() == 2 * weights
+    weights = sum(p.numel() for p in networks.build("toy-student").parameters() if p.ndim == 2)
+    assert networks.flops("toy-student") == 2 * weights
+    assert networks.flops("cnn-57m") > 3 * networks.flops("cnn-14m")
 
 
 def test_an_unknown_network_is_refused():

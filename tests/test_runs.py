@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dkdm_lab import presets, runs
+from dkdm_lab import networks, presets, runs
 from dkdm_lab.data import MixtureDenoiser
-from dkdm_lab.evaluation import digits_classifier_hash
+from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.evaluation import digits_classifier_hash, energy_distance
 from dkdm_lab.pools import DynamicPool
 from dkdm_lab.runs import METHODS, Run, provenance, write_json
 
@@ -55,6 +56,29 @@ def test_runs_with_other_settings_lie_in_other_folders(cache):
     assert len({toy(rho=rho, seed=seed).folder for rho in (0.2, 0.4) for seed in (0, 1)}) == 4
 
 
+def test_how_often_a_run_is_scored_is_not_in_its_name():
+    assert toy(curve=2).name == toy(curve=4).name
+    toy(curve=2).result(progress=False)
+    assert toy(curve=4).status == "finished"
+
+
+def test_results_from_before_a_setting_existed_still_count():
+    """As the ledger's first: they were made with what is now the setting's value for them."""
+    run = toy("data-based")
+    run.result(progress=False)
+    file = run.folder / "settings.json"
+    settings = json.loads(file.read_text())
+    for later in ("flip", "early_stop", "reference_images"):
+        assert later in settings
+        del settings[later]
+    file.write_text(json.dumps(settings))
+    assert run.status == "finished"
+    with pytest.raises(ValueError, match="made with flip = False, expected True"):
+        changed = toy("data-based", flip=True)
+        shutil.copytree(run.folder, changed.folder)
+        changed.status  # noqa: B018
+
+
 # -- not begun, finished ------------------------------------------------------------------------------
 
 
@@ -82,6 +106,64 @@ def test_a_result_counts_what_it_cost():
         "shuffled": 20 * 16 + 20,  # a harvest of 16 samples in 10 intervals: 2 chains
         "dynamic": 20 * 16 + 40 * 16,
     }
+
+
+def test_the_synthetic_set_is_made_once_and_shared(monkeypatch):
+    images = toy("synthetic").images(progress=False)
+    assert images.shape == (40, 2)
+    assert torch.equal(toy("data-free").source(progress=False).data, images)
+    monkeypatch.setattr(GaussianDiffusion, "sample", None)  # calling it would fail
+    mixed = toy("data-limited", real_fraction=0.25).source(progress=False).data
+    synthetic = {tuple(point) for point in images.tolist()}
+    assert sum(tuple(point) in synthetic for point in mixed.tolist()) == 30
+    assert len(mixed) == 40
+
+
+def test_a_synthetic_set_is_no_model():
+    with pytest.raises(ValueError, match="synthetic: this run has images, not a model"):
+        toy("synthetic").model()
+
+
+def test_early_stopping_keeps_the_best_point_and_its_model(monkeypatch):
+    values = iter([3.0, 1.0, 2.0, 4.0])
+    marks = []
+
+    def scored(self, denoiser):
+        marks.append(torch.cat([p.detach().flatten() for p in denoiser.parameters()]))
+        return {"energy-distance": next(values), "N": 50}
+
+    monkeypatch.setattr(Run, "_score", scored)
+    run = toy(early_stop=True)
+    result = run.result(progress=False)
+    assert (result["metrics"]["energy-distance"], result["of_iteration"]) == (1.0, 10)
+    assert torch.equal(weights(run), marks[1])
+    assert len(result["curve"]) == 4
+
+
+def test_the_distance_to_the_teacher_is_measured_against_its_synthetic_set(monkeypatch):
+    run = toy()
+    found = run.against_teacher(progress=False)
+    x = run.diffusion.sample(run.model(progress=False), 50, 5, seed=3)
+    assert found["energy-distance"] == energy_distance(x, toy("synthetic").images(progress=False))
+    monkeypatch.setattr(Run, "_samples", None)  # calling it would fail
+    assert run.against_teacher(progress=False) == found
+
+
+def test_cost_adds_up_in_operations():
+    """By hand: three evaluations of the student a sample, and every evaluation of the teacher."""
+    tiny = {**TINY, "teacher_iterations": 4, "iterations": 4, "curve": 1, "rho": 0.02}
+    preset = presets.get("digits", **tiny, synthetic_images=20, synthetic_steps=5)
+    student, teacher = networks.flops("digits-student"), networks.flops("digits-teacher")
+    of_data = 4 * 16 * 3 * student
+    assert runs.cost(Run(preset, "data-based").result(progress=False)) == of_data
+    data_free = Run(preset, "data-free").result(progress=False)
+    assert runs.cost(data_free) == of_data + 20 * 5 * teacher
+    assert runs.cost(data_free, 2) == of_data / 2 + 20 * 5 * teacher
+    dynamic = Run(preset, "dynamic").result(progress=False)
+    pool = 2 * 16
+    assert dynamic["teacher_evaluations"] >= 4 * 16 + pool
+    assert runs.cost(dynamic) == of_data + dynamic["teacher_evaluations"] * teacher
+    assert runs.cost(dynamic, 0) == (dynamic["teacher_evaluations"] - 4 * 16) * teacher
 
 
 def test_a_result_holds_the_curve_and_the_losses():

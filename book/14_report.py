@@ -1,0 +1,103 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 14. The report
+#
+# *Every claim and every number of the paper's pixel-space experiments.*
+#
+# This page is generated. Its rows are the paper's sentences and numbers, written down once in `dkdm_lab/paper.py`. What
+# stands beside them comes from the ledger, `book/results/`, at every preset that has been run. To fill a cell that says
+# "not run", run it: `dkdm run --preset cifar10`.
+#
+# **What you'll do.** Nothing but read.
+#
+# **What you'll learn.** What of the paper holds here, and what nobody has tried here yet.
+#
+# **What you need.** Any of the chapters before, for what the words mean.
+
+# %% tags=["parameters"]
+places = ["Table 2", "Table 5", "Table 9", "Table 11"]
+
+# %%
+from dkdm_lab import paper
+
+# %% [markdown]
+# ## Claims
+#
+# A verdict compares two runs of the same seed, the same teacher and the same preset:
+#
+# - *reproduced at this scale*: the claim holds for every seed;
+# - *trend reproduced*: not for every seed, but for their geometric mean;
+# - *not reproduced*: neither;
+# - *not run*: a result is missing.
+
+# %%
+paper.claims()
+
+# %% [markdown]
+# ## Numbers
+#
+# A number can be reproduced only where the paper's own experiment is run, data set, sizes and all. The columns of the
+# small presets are for orientation: there the same method ran on other images, with other networks and another metric.
+#
+# ### Table 2: the main result
+
+# %%
+paper.numbers("Table 2")
+
+# %% [markdown]
+# ### Table 5: across architectures
+
+# %%
+paper.numbers("Table 5")
+
+# %% [markdown]
+# ### Table 9: speed
+#
+# Seconds for 100 iterations on an A100. What we measured are ratios, in [](12_cost).
+
+# %%
+paper.numbers("Table 9")
+
+# %% [markdown]
+# ### Table 11: two distributions
+
+# %%
+paper.numbers("Table 11")
+
+# %% [markdown]
+# ## Curves
+#
+# The paper's figures come without numbers. What each curve shows is a claim above; here is which run of ours draws it.
+
+# %%
+paper.curves()
+
+# %%
+rows = [n for n in paper.NUMBERS if n.place in places]
+print(
+    f"{len(rows)} numbers, {len(paper.CLAIMS)} claims, {len(paper.CURVES)} curves"
+)
+assert {n.place for n in paper.NUMBERS} == set(places)
+
+# %% [markdown]
+# ## Limits
+#
+# A verdict counts seeds and knows nothing of effect sizes beyond their sign. Three seeds that agree are worth less than
+# they look: by chance alone they would do so in one of four cases, either way. Where a claim is about a difference that
+# the figure shows to be small, read the figure.
+#
+# ## Exercises
+#
+# 1. Choose a claim, write down what result would refute it, and look it up.
+# 2. Which of the claims would you run at full size first, if you had one GPU for one day?
+#
+# ## Further reading
+#
+# The paper {cite}`xiang2025dkdm`, with this page beside it.

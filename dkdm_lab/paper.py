@@ -1,0 +1,481 @@
+"""The paper's results as data, and how the ledger answers them: what the chapters' tables and the report
+are made from.
+
+A :class:`Number` is a cell of one of the paper's tables. A :class:`Claim` is a sentence of the paper about
+its numbers, with the comparison that decides it. Both are looked up in the ledger of any preset.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from dkdm_lab import ledger
+from dkdm_lab.ledger import Spread, Table, by_seed
+from dkdm_lab.presets import PRESETS
+
+# -- numbers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of the paper: where it stands, which run made it, and which of our runs corresponds."""
+
+    place: str  # "Table 2"
+    row: str  # what the paper's row is called
+    metric: str  # "FID"
+    value: float
+    preset: str  # the paper's setting
+    where: Mapping = field(default_factory=dict)  # the run: its method, and what differs from the preset
+    small: Mapping | None = None  # the same at `digits`, where its networks have other names
+
+    def ours(self, preset: str) -> Spread | None:
+        """Our number at a preset, over seeds; None where it was not run."""
+        where = self.where if preset == self.preset or self.small is None else self.small
+        metric = self.metric if PRESETS[preset].features == "inception" else f"digits-{self.metric}"
+        values = by_seed(preset, metric, dict(where))
+        return ledger.spread(list(values.values())) if values else None
+
+
+def _table_2() -> list[Number]:
+    rows = {  # IS, FID, sFID on CIFAR-10, CelebA, ImageNet 32x32
+        "teacher": (9.52, 4.45, 7.09, 3.08, 4.43, 6.10, 13.63, 4.67, 4.03),
+        "data-based": (8.73, 7.84, 7.38, 3.04, 5.39, 7.23, 9.99, 10.56, 5.24),
+        "data-limited 20%": (8.49, 9.76, 11.30, 2.86, 9.52, 11.55, 10.48, 12.62, 9.70),
+        "data-limited 15%": (8.44, 11.07, 12.47, 2.84, 9.60, 11.48, 10.43, 13.50, 10.76),
+        "data-limited 10%": (8.40, 11.06, 11.98, 3.04, 8.20, 10.65, 10.39, 14.23, 12.63),
+        "data-limited 5%": (8.39, 10.91, 11.99, 2.86, 9.64, 11.27, 10.48, 13.63, 10.62),
+        "data-free": (8.28, 12.06, 13.23, 2.87, 10.66, 12.71, 10.47, 13.20, 9.56),
+        "dynamic": (8.60, 9.56, 11.77, 2.91, 7.07, 8.78, 10.50, 11.33, 4.80),
+    }
+    numbers = []
+    for column, preset in enumerate(("cifar10", "celeba64", "imagenet32")):
+        for row, values in rows.items():
+            method, _, percent = row.partition(" ")
+            where = {"method": method}
+            if percent:
+                where["real_fraction"] = float(percent.rstrip("%")) / 100
+            for offset, metric in enumerate(("IS", "FID", "sFID")):
+                numbers.append(Number("Table 2", row, metric, values[3 * column + offset], preset, where))
+    return numbers
+
+
+CNN, VIT = {"teacher": "cnn-57m"}, {"teacher": "vit-19m"}
+_SMALL = {"cnn-57m": "digits-teacher", "vit-19m": "digits-vit"}  # where the paper's student is as its teacher
+
+
+def _table_5() -> list[Number]:
+    cells = {  # FID of students, by teacher, student and method
+        ("CNN", "CNN"): (9.64, 6.85),
+        ("CNN", "ViT"): (17.11, 17.11),
+        ("ViT", "CNN"): (44.62, 13.17),
+        ("ViT", "ViT"): (63.15, 17.86),
+    }
+    ours = {"CNN": "cnn-57m", "ViT": "vit-19m"}
+    small_student = {"CNN": "digits-student", "ViT": "digits-vit"}
+    numbers = [
+        Number("Table 5", f"{kind} teacher", "FID", value, "cifar10",
+               {"method": "teacher", "teacher": ours[kind]},
+               {"method": "teacher", "teacher": _SMALL[ours[kind]]})
+        for kind, value in (("CNN", 4.45), ("ViT", 11.30))
+    ]  # fmt: skip
+    for (teacher, student), values in cells.items():
+        for method, value in zip(("data-free", "dynamic"), values, strict=True):
+            numbers.append(
+                Number(
+                    "Table 5", f"{student} from {teacher}, {method}", "FID", value, "cifar10",
+                    {"method": method, "teacher": ours[teacher], "student": ours[student]},
+                    {"method": method, "teacher": _SMALL[ours[teacher]], "student": small_student[student]},
+                )
+            )  # fmt: skip
+    return numbers
+
+
+def _table_11() -> list[Number]:
+    rows = {
+        "teacher": (4.45, 7.09, 2.09, 3.92),
+        "data-free": (9.64, 11.64, 4.13, 5.19),
+        "dynamic": (6.85, 8.01, 2.60, 4.14),
+    }
+    numbers = []
+    for method, values in rows.items():
+        own = {} if method == "teacher" else {"student": "cnn-57m"}
+        small = {} if method == "teacher" else {"student": "digits-teacher"}
+        for metric, value in zip(("FID", "sFID", "FID'", "sFID'"), values, strict=True):
+            numbers.append(
+                Number(
+                    "Table 11", method, metric, value, "cifar10",
+                    {"method": method, **own}, {"method": method, **small},
+                )
+            )  # fmt: skip
+    return numbers
+
+
+def _table_9() -> list[Number]:
+    """Seconds for 100 iterations on an A100; ours are ratios, under ``time``, unless a GPU made them."""
+    rows = {
+        ("cifar10", "data-based"): 18.00,
+        ("cifar10", "dynamic"): 19.17,
+        ("ffhq256", "data-based"): 68.77,
+        ("ffhq256", "dynamic"): 55.52,
+    }
+    return [
+        Number(
+            "Table 9", f"{preset}, {method}", "seconds / 100 iterations", value, preset, {"method": method}
+        )
+        for (preset, method), value in rows.items()
+    ]
+
+
+NUMBERS = (*_table_2(), *_table_5(), *_table_9(), *_table_11())
+
+
+def beside(place: str, preset: str, metric: str | None = None, small: str = "digits") -> Table:
+    """The paper's numbers of a table, as it ran ``preset``, beside ours there and at a smaller preset; of
+    one metric or of all."""
+    chosen = [
+        n for n in NUMBERS if n.place == place and n.preset == preset and n.metric == (metric or n.metric)
+    ]
+    rows = [f"| {n.row} | {n.metric} | {n.value} | {_cell(n, preset)} | {_cell(n, small)} |" for n in chosen]
+    head = (
+        f"{place}, {preset}: the paper's numbers beside the ledger's. At `{small}` the metric is that "
+        "preset's own: its order can be compared, its values cannot.\n\n"
+        f"| | metric | paper | ours, `{preset}` | ours, `{small}` |\n|---|---|--:|--:|--:|\n"
+    )
+    return Table(head + "\n".join(rows))
+
+
+def _cell(number: Number, preset: str) -> str:
+    if preset not in PRESETS:
+        return "not run"
+    found = number.ours(preset)
+    return "not run" if found is None else str(found)
+
+
+# -- claims -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper. check: for a preset, one answer a seed: by how much, as a ratio, the claim
+    holds (below 1) or fails (above); None where a result that it needs is missing."""
+
+    place: str
+    text: str
+    chapter: str
+    check: Callable[[str], list[float] | None]
+
+    def verdict(self, preset: str) -> str:
+        """One of :data:`VERDICTS`, and for how many seeds."""
+        ratios = self.check(preset)
+        if not ratios:
+            return "not run"
+        holds = sum(ratio < 1 for ratio in ratios)
+        of = f"({holds} of {len(ratios)} seeds)"
+        if holds == len(ratios):
+            return f"reproduced at this scale {of}"
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        return f"{'trend reproduced' if mean < 1 else 'not reproduced'} {of}"
+
+
+VERDICTS = ("reproduced at this scale", "trend reproduced", "not reproduced", "not run")
+
+
+def ratios(preset: str, better: Mapping, worse: Mapping, metric: str | None = None) -> list[float] | None:
+    """Score of ``better`` over score of ``worse``, for each seed that has both; None without any."""
+    metric = metric or PRESETS[preset].metric
+    a, b = (by_seed(preset, metric, dict(where)) for where in (better, worse))
+    seeds = sorted(a.keys() & b.keys())
+    return [a[s] / b[s] for s in seeds] or None
+
+
+def _beats(better: Mapping, *others: Mapping) -> Callable[[str], list[float] | None]:
+    """``better`` has the lower score than each of ``others``; the closest of them counts."""
+
+    def check(preset: str) -> list[float] | None:
+        each = [ratios(preset, better, other) for other in others]
+        if any(found is None for found in each):
+            return None
+        return [max(of_seed) for of_seed in zip(*each, strict=False)]
+
+    return check
+
+
+def _all(*checks: Callable[[str], list[float] | None]) -> Callable[[str], list[float] | None]:
+    """Every one of ``checks``; the one that holds least counts."""
+
+    def check(preset: str) -> list[float] | None:
+        each = [one(preset) for one in checks]
+        if any(found is None for found in each):
+            return None
+        return [max(of_seed) for of_seed in zip(*each, strict=False)]
+
+    return check
+
+
+def _m(method: str, **settings) -> dict:
+    return {"method": method, **settings}
+
+
+# Networks that play the paper's parts. The digits' five sizes follow Table 8's: width, depth, both.
+CAST = {
+    "cifar10": {
+        "CNN": "cnn-57m",
+        "ViT": "vit-19m",
+        "student": "cnn-14m",
+        "sizes": ("cnn-57m", "cnn-44m", "cnn-32m", "cnn-24m", "cnn-14m"),
+        "teachers": (50_000, 100_000, 200_000, 450_000),
+    },
+    "digits": {
+        "CNN": "digits-teacher",
+        "ViT": "digits-vit",
+        "student": "digits-student",
+        "sizes": ("digits-teacher", "digits-466k", "digits-290k", "digits-student", "digits-53k"),
+        "teachers": (250, 500, 1000, 2000),
+    },
+}
+FRACTIONS = (0.05, 0.10, 0.15, 0.20)  # Table 2
+RHOS = (0.05, 0.1, 0.4, 1.0)  # around Fig. 4b's; 0.4 is the preset's own
+DISCARDS = (0.0, 0.5, 0.75)  # Sec. 11 names no values
+
+
+def _with_cast(check: Callable[[str, dict], list[float] | None]) -> Callable[[str], list[float] | None]:
+    """A check that needs networks: none where a preset has no cast."""
+    return lambda preset: check(preset, CAST[preset]) if preset in CAST else None
+
+
+def _pairs(preset: str, cast: dict) -> list[float] | None:
+    pairs = [
+        {"teacher": cast[teacher], "student": cast["student"] if student == "CNN" else cast["ViT"]}
+        for teacher in ("CNN", "ViT")
+        for student in ("CNN", "ViT")
+    ]
+    return _all(*[_beats(_m("dynamic", **p), _m("data-free", **p)) for p in pairs])(preset)
+
+
+def _cnn_students(preset: str, cast: dict) -> list[float] | None:
+    teachers = [cast["CNN"], cast["ViT"]]
+    return _all(
+        *[
+            _beats(
+                _m("dynamic", teacher=t, student=cast["student"]),
+                _m("dynamic", teacher=t, student=cast["ViT"]),
+            )
+            for t in teachers
+        ]
+    )(preset)
+
+
+def _sizes(preset: str, cast: dict) -> list[float] | None:
+    return _all(*[_beats(_m("dynamic", student=s), _m("data-free", student=s)) for s in cast["sizes"]])(
+        preset
+    )
+
+
+def _better_teachers(preset: str, cast: dict) -> list[float] | None:
+    steps = zip(cast["teachers"][1:], cast["teachers"][:-1], strict=True)
+    return _all(
+        *[_beats(_m("dynamic", teacher_iterations=a), _m("dynamic", teacher_iterations=b)) for a, b in steps]
+    )(preset)
+
+
+def _no_gain(of: Mapping, over: Mapping) -> Callable[[str], list[float] | None]:
+    """``of`` is not better than ``over`` by more than a tenth."""
+
+    def check(preset: str) -> list[float] | None:
+        found = ratios(preset, over, of)
+        return found and [ratio / (1 / 0.9) for ratio in found]
+
+    return check
+
+
+def _prime(better: Mapping, worse: Mapping, primes: tuple[str, str]) -> Callable[[str], list[float] | None]:
+    """A comparison where one or both scores are against the teacher's own distribution."""
+
+    def check(preset: str) -> list[float] | None:
+        metric = PRESETS[preset].metric
+        a = by_seed(preset, metric + primes[0], dict(better))
+        b = by_seed(preset, metric + primes[1], dict(worse))
+        seeds = sorted(a.keys() & b.keys())
+        return [a[s] / b[s] for s in seeds] or None
+
+    return check
+
+
+def _as_teachers(preset: str, cast: dict) -> list[float] | None:
+    own = {"student": cast["CNN"]}
+    return _prime(_m("dynamic", **own), _m("data-free", **own), ("'", "'"))(preset)
+
+
+def _own_distribution(preset: str, cast: dict) -> list[float] | None:
+    own = {"student": cast["CNN"]}
+    runs = (_m("teacher"), _m("data-free", **own), _m("dynamic", **own))
+    return _all(*[_prime(run, run, ("'", "")) for run in runs])(preset)
+
+
+def _faster(preset: str) -> list[float] | None:
+    """At every point of the curve, not only at its end."""
+    metric = PRESETS[preset].metric
+    curves: dict[str, dict[int, list[float]]] = {}
+    for method in ("dynamic", "shuffled", "iterative"):
+        for result in ledger.results(preset, {"method": method}):
+            values = [point[metric] for point in result["curve"]]
+            curves.setdefault(method, {})[result["settings"]["seed"]] = values
+    if len(curves) < 3:
+        return None
+    seeds = sorted(set.intersection(*map(set, curves.values())))
+    return [
+        max(
+            a / b
+            for other in ("shuffled", "iterative")
+            for a, b in zip(curves["dynamic"][s], curves[other][s], strict=True)
+        )
+        for s in seeds
+    ] or None
+
+
+def _costs_little(preset: str) -> list[float] | None:
+    """A dynamic step takes at most a tenth longer than a data-based one; the paper's takes 6.5%."""
+    found = ledger.measured(preset)
+    return [m["training"]["dynamic"]["time"] / 1.1 for m in found] or None
+
+
+def _smaller_is_faster(preset: str, cast: dict) -> list[float] | None:
+    found = ledger.measured(preset)
+    largest, smallest = cast["sizes"][0], cast["sizes"][-1]
+    return [m["sampling"][smallest]["time"] / m["sampling"][largest]["time"] for m in found] or None
+
+
+CLAIMS = (
+    Claim("Table 2", "Dynamic distillation is better than data-free training.", "07_baselines",
+          _beats(_m("dynamic"), _m("data-free"))),
+    Claim("Table 2", "It is better than data-limited training with 5, 10, 15 and 20% of real images.",
+          "07_baselines",
+          _beats(_m("dynamic"), *[_m("data-limited", real_fraction=f) for f in FRACTIONS])),
+    Claim("Table 2", "Data-based training is its upper limit.", "07_baselines",
+          _beats(_m("data-based"), _m("dynamic"))),
+    Claim("Fig. 4a", "Dynamic ends better than shuffled, shuffled better than iterative.", "08_ablations",
+          _all(_beats(_m("dynamic"), _m("shuffled")), _beats(_m("shuffled"), _m("iterative")))),
+    Claim("Fig. 4a", "Dynamic is ahead of both from the first score to the last.", "08_ablations", _faster),
+    Claim("Fig. 4b", "A larger rho helps: 0.4 is better than 0.05.", "08_ablations",
+          _beats(_m("dynamic"), _m("dynamic", rho=0.05))),
+    Claim("Fig. 4b", "Beyond a point it does not: 1.0 gains less than a tenth over 0.4.", "08_ablations",
+          _no_gain(_m("dynamic", rho=1.0), _m("dynamic"))),
+    Claim("Fig. 8", "Random discard helps iterative distillation (p = 0.5).", "09_random_discard",
+          _beats(_m("iterative", discard=0.5), _m("iterative"))),
+    Claim("Fig. 8", "It helps shuffled distillation (p = 0.5).", "09_random_discard",
+          _beats(_m("shuffled", discard=0.5), _m("shuffled"))),
+    Claim("Fig. 8", "It gains dynamic distillation less than a tenth (p = 0.5).", "09_random_discard",
+          _no_gain(_m("dynamic", discard=0.5), _m("dynamic"))),
+    Claim("Table 5", "Dynamic is better than data-free for each pair of CNN and ViT.",
+          "10_cross_architecture", _with_cast(_pairs)),
+    Claim("Table 5", "CNNs make the better students, whatever the teacher.", "10_cross_architecture",
+          _with_cast(_cnn_students)),
+    Claim("Fig. 6", "Dynamic is better than data-free at each of five sizes.", "11_student_sizes",
+          _with_cast(_sizes)),
+    Claim("Fig. 6", "The smallest student samples faster than the largest.", "11_student_sizes",
+          _with_cast(_smaller_is_faster)),
+    Claim("Table 9", "A dynamic step takes at most a tenth longer than a data-based one.", "12_cost",
+          _costs_little),
+    Claim("Table 11", "Every model is nearer to the teacher's distribution than to the data: FID' < FID.",
+          "13_two_distributions", _with_cast(_own_distribution)),
+    Claim("Table 11", "Dynamic learns the teacher's distribution better than data-free training: lower FID'.",
+          "13_two_distributions", _with_cast(_as_teachers)),
+    Claim("Fig. 10", "The better the teacher, the better its student.", "13_two_distributions",
+          _with_cast(_better_teachers)),
+)  # fmt: skip
+
+
+SHOWN = ("digits", "fashion", "cifar10", "celeba64", "imagenet32")
+
+
+def verdicts(chapter: str) -> Table:
+    """The claims of a chapter, each with its verdict at every preset that has results."""
+    return _claims([claim for claim in CLAIMS if claim.chapter == chapter], link=False)
+
+
+def claims() -> Table:
+    """All claims, each with the chapter that treats it."""
+    return _claims(list(CLAIMS), link=True)
+
+
+def _claims(chosen: list[Claim], link: bool) -> Table:
+    run = [p for p in SHOWN if ledger.results(p) or ledger.measured(p)]
+    rows = []
+    for claim in chosen:
+        place = f"[{claim.place}]({claim.chapter})" if link else claim.place
+        rows.append([place, claim.text, *[claim.verdict(p) for p in run]])
+    missing = [f"`{p}`" for p in SHOWN if p not in run]
+    note = f"\n\nNot run: {', '.join(missing)}." if missing else ""
+    return Table(_rows(["", "claim", *[f"`{p}`" for p in run]], rows) + note)
+
+
+def numbers(place: str) -> Table:
+    """Every number of one of the paper's tables, with ours at its own preset and at `digits`."""
+    rows = [
+        [
+            n.preset,
+            n.row,
+            n.metric,
+            f"{n.value:g}",
+            _cell(n, n.preset),
+            _number_verdict(n),
+            _cell(n, "digits"),
+        ]
+        for n in NUMBERS
+        if n.place == place
+    ]
+    return Table(_rows(["preset", "", "metric", "paper", "ours", "verdict", "`digits`"], rows))
+
+
+def _number_verdict(number: Number) -> str:
+    """A number is reproduced if ours is within a tenth of it, or within two deviations over seeds."""
+    found = number.ours(number.preset) if number.preset in PRESETS else None
+    if found is None:
+        return "not run"
+    room = max(0.1 * number.value, 0.0 if math.isnan(found.std) else 2 * found.std)
+    return VERDICTS[0] if abs(found.mean - number.value) <= room else VERDICTS[2]
+
+
+CURVES = (
+    ("Fig. 4a", "baseline (data-free)", _m("data-free")),
+    ("Fig. 4a", "iterative", _m("iterative")),
+    ("Fig. 4a", "shuffled", _m("shuffled")),
+    ("Fig. 4a", "dynamic, rho = 0.4", _m("dynamic")),
+    *[("Fig. 4b", f"dynamic, rho = {rho}", _m("dynamic", rho=rho)) for rho in RHOS],
+    *[
+        ("Fig. 6", f"{method}, size {size} of 5", _m(method, student=name))
+        for method in ("data-free", "dynamic")
+        for size, name in enumerate(CAST["digits"]["sizes"], 1)
+    ],
+    ("Fig. 7", "memory against rho: see the chapter on cost", None),
+    *[
+        ("Fig. 8", f"{method}, p = {p}", _m(method, discard=p))
+        for method in ("iterative", "shuffled", "dynamic")
+        for p in DISCARDS
+    ],
+    ("Fig. 9", "FID against FID', teacher", _m("teacher")),
+    ("Fig. 9", "FID against FID', student", _m("dynamic", student=CAST["digits"]["CNN"])),
+    *[
+        ("Fig. 10", f"teacher of {n} iterations", _m("dynamic", teacher_iterations=n))
+        for n in CAST["digits"]["teachers"]
+    ],
+)
+
+
+def curves() -> Table:
+    """Every curve of the paper's figures, with the last score of ours at `digits`, and FID' for Fig. 9."""
+    metric, rows = PRESETS["digits"].metric, []
+    for place, what, where in CURVES:
+        found = []
+        for prime in ("", "'") if place == "Fig. 9" else ("",):
+            values = by_seed("digits", metric + prime, where) if where else {}
+            found.append(str(ledger.spread(list(values.values()))) if values else "not run")
+        rows.append([place, what, " and ".join(found) if where else "in its chapter", "not run"])
+    return Table(_rows(["figure", "curve", f"{metric} at its end", "paper's preset"], rows))
+
+
+def _rows(names: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])

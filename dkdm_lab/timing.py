@@ -1,0 +1,149 @@
+"""What training and sampling cost here: seconds by part of a step, and memory.
+
+Seconds on a CPU mean little elsewhere, so what the ledger keeps and the book quotes are ratios made in one
+run; on a GPU, whose name stands beside them, seconds too.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from dkdm_lab import networks
+from dkdm_lab.data import NoisedImages
+from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.pools import POOLS
+from dkdm_lab.presets import Preset
+from dkdm_lab.runs import device, provenance
+from dkdm_lab.training import PARTS, train
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One way of training, measured: seconds an iteration; the share of each part of a step, by name; bytes
+    at the peak on a GPU (None on a CPU, which keeps no such count); bytes of the source's samples."""
+
+    seconds: float
+    shares: dict[str, float]
+    peak_bytes: int | None
+    source_bytes: int
+
+
+def training_cost(preset: Preset, method: str, iterations: int = 12, repeats: int = 3, seed: int = 0) -> Cost:
+    """Seconds an iteration of a method's training at a preset, the median of ``repeats`` measurements.
+
+    The networks are untrained and data-based training gets random images of the right shape: neither
+    changes what is computed. The first iterations, where libraries choose their kernels, are left out.
+    """
+    torch.manual_seed(seed)
+    student = networks.build(preset.student).to(device())
+    source = _source(preset, method, student.shape, seed)
+    fill = getattr(source, "fill", None)
+    if fill:
+        fill()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    options = {
+        "lr": preset.lr,
+        "ema": preset.ema,
+        "mixed_precision": preset.mixed_precision if torch.cuda.is_available() else "no",
+        "progress": False,
+    }
+    diffusion, seconds, warm = preset.diffusion(), [], 4
+    for _ in range(repeats):
+        moments = []
+
+        def note(*_, moments=moments):
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            moments.append(time.perf_counter())
+
+        marks = {"callback": note, "callback_at": (warm, warm + iterations)}
+        train(student, source, diffusion, warm + iterations, **marks, **options)
+        seconds.append((moments[1] - moments[0]) / iterations)
+    with profile(activities=_activities()) as profiler:
+        train(student, source, diffusion, 4, **options)
+    return Cost(
+        statistics.median(seconds),
+        _shares(profiler),
+        torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+        sum(x.numel() * x.element_size() for x in _samples(source)),
+    )
+
+
+def sampling_seconds(name: str, n: int, steps: int, repeats: int = 3) -> float:
+    """Seconds to sample ``n`` images with a network of a name, untrained: the median of ``repeats``."""
+    network = networks.build(name).to(device()).eval()
+    diffusion, seconds = GaussianDiffusion.cosine(1000), []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        diffusion.sample(network, n, steps, device=device())  # comes back to the CPU, so it has ended
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+def measure(preset: Preset, sizes: tuple[str, ...], seed: int = 0) -> dict:
+    """What ``dkdm measure`` keeps: the cost of training by data and by the dynamic pool, and of sampling
+    with networks of several sizes, relative to the first of them; seconds only where a GPU made them."""
+    gpu = torch.cuda.is_available()
+    costs = {method: training_cost(preset, method, seed=seed) for method in ("data-based", "dynamic")}
+    unit = costs["data-based"].seconds
+    training = {
+        method: {
+            "time": cost.seconds / unit,
+            "shares": {part: round(share, 4) for part, share in cost.shares.items()},
+            "source_bytes": cost.source_bytes,
+            **({"seconds": cost.seconds, "peak_bytes": cost.peak_bytes} if gpu else {}),
+        }
+        for method, cost in costs.items()
+    }
+    seconds = {name: sampling_seconds(name, 32, 10) for name in sizes}
+    first = seconds[sizes[0]]
+    sampling = {name: {"time": s / first, **({"seconds": s} if gpu else {})} for name, s in seconds.items()}
+    return {
+        "preset": preset.name,
+        "seed": seed,
+        "training": training,
+        "sampling": sampling,
+        "made_with": provenance(),
+    }
+
+
+def _source(preset: Preset, method: str, shape: tuple[int, ...], seed: int):
+    options = {"batch_size": preset.batch_size, "seed": seed, "device": device()}
+    diffusion = preset.diffusion()
+    if method not in POOLS:
+        generator = torch.Generator().manual_seed(seed)
+        count = 4 * preset.batch_size
+        images = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
+        return NoisedImages(diffusion, images, flip=preset.flip, **options)
+    teacher = networks.build(preset.teacher).to(device())
+    if method == "dynamic":
+        options["rho"] = preset.rho
+    return POOLS[method](diffusion, teacher, **options)
+
+
+def _samples(source) -> list[torch.Tensor]:
+    return [source.x, source.t] if hasattr(source, "x") else [source.data]
+
+
+def _activities() -> list[ProfilerActivity]:
+    gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+    return [ProfilerActivity.CPU, *gpu]
+
+
+def _shares(profiler) -> dict[str, float]:
+    """The share of each part of a step; the teacher's evaluation is taken out of the source's."""
+    gpu = torch.cuda.is_available()
+    totals = {
+        event.key: event.device_time_total if gpu else event.cpu_time_total
+        for event in profiler.key_averages()
+        if event.key in PARTS
+    }
+    totals["source"] = totals.get("source", 0) - totals.get("teacher", 0)
+    whole = sum(totals.values())
+    return {part: totals.get(part, 0) / whole for part in PARTS}

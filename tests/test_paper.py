@@ -1,0 +1,173 @@
+"""The paper's numbers and claims: complete, and judged by their own rule."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dkdm_lab import ledger, paper
+from dkdm_lab.networks import NETWORKS
+from dkdm_lab.paper import CLAIMS, NUMBERS, VERDICTS, Claim
+from dkdm_lab.presets import PRESETS
+
+CHAPTERS = {file.stem for file in (Path(__file__).parents[1] / "book").glob("[0-9][0-9]_*.py")}
+
+
+def find(place, row, metric, preset="cifar10"):
+    (number,) = [n for n in NUMBERS if (n.place, n.row, n.metric, n.preset) == (place, row, metric, preset)]
+    return number.value
+
+
+def test_every_number_of_the_tables_is_there():
+    counts = {place: sum(n.place == place for n in NUMBERS) for place in ("Table 2", "Table 5", "Table 9")}
+    assert counts == {"Table 2": 8 * 9, "Table 5": 8 + 2, "Table 9": 4}
+    assert sum(n.place == "Table 11" for n in NUMBERS) == 3 * 4
+    assert len({(n.place, n.preset, n.row, n.metric) for n in NUMBERS}) == len(NUMBERS)
+
+
+@pytest.mark.parametrize(
+    "place, row, metric, preset, value",
+    [
+        ("Table 2", "dynamic", "FID", "cifar10", 9.56),
+        ("Table 2", "data-limited 10%", "FID", "celeba64", 8.20),
+        ("Table 2", "data-limited 5%", "sFID", "imagenet32", 10.62),
+        ("Table 2", "data-based", "IS", "cifar10", 8.73),
+        ("Table 2", "data-free", "sFID", "celeba64", 12.71),
+        ("Table 5", "CNN from ViT, dynamic", "FID", "cifar10", 13.17),
+        ("Table 5", "ViT from CNN, data-free", "FID", "cifar10", 17.11),
+        ("Table 5", "ViT teacher", "FID", "cifar10", 11.30),
+        ("Table 9", "ffhq256, dynamic", "seconds / 100 iterations", "ffhq256", 55.52),
+        ("Table 11", "dynamic", "FID'", "cifar10", 2.60),
+        ("Table 11", "data-free", "sFID'", "cifar10", 5.19),
+    ],
+)
+def test_numbers_are_the_papers(place, row, metric, preset, value):
+    assert find(place, row, metric, preset) == value
+
+
+def test_what_a_number_looks_up_exists():
+    """A misspelt setting or network would say "not run" for ever."""
+    settings = {f.name for f in dataclasses.fields(PRESETS["digits"])} | {"method"}
+    for number in NUMBERS:
+        for where in (number.where, number.small or {}):
+            assert where.keys() <= settings
+            for key in ("teacher", "student"):
+                assert where.get(key, "cnn-57m") in NETWORKS
+    for cast in paper.CAST.values():
+        assert {cast["CNN"], cast["ViT"], cast["student"], *cast["sizes"]} <= NETWORKS.keys()
+
+
+def test_every_claim_names_its_chapter():
+    assert {claim.chapter for claim in CLAIMS} <= CHAPTERS
+    assert {"07", "08", "09", "10", "11", "12", "13"} == {claim.chapter[:2] for claim in CLAIMS}
+
+
+@pytest.mark.parametrize(
+    "ratios, verdict",
+    [
+        ([0.5, 0.9, 0.99], "reproduced at this scale (3 of 3 seeds)"),
+        ([0.5, 0.9, 1.1], "trend reproduced (2 of 3 seeds)"),
+        ([0.9, 1.2, 1.1], "not reproduced (1 of 3 seeds)"),
+        ([1.2], "not reproduced (0 of 1 seeds)"),
+        (None, "not run"),
+        ([], "not run"),
+    ],
+)
+def test_a_verdict_counts_seeds(ratios, verdict):
+    found = Claim("Fig. 0", "", "", lambda preset: ratios).verdict("digits")
+    assert found == verdict
+    assert found.split(" (")[0] in VERDICTS
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """An empty ledger, and a function that enters a score of preset digits."""
+    monkeypatch.setattr(ledger, "folder", lambda: tmp_path)
+    (tmp_path / "digits").mkdir()
+
+    def put(method, seed, fid, prime=None, curve=(), **others):
+        own = dataclasses.asdict(PRESETS["digits"])
+        names = ("teacher", "student", "teacher_iterations", "rho", "discard", "real_fraction")
+        settings = {"preset": "digits", "method": method, "seed": seed}
+        settings |= {name: own[name] for name in names} | others
+        result = {"settings": settings, "metrics": {"digits-FID": fid}}
+        result["curve"] = [{"iteration": k, "digits-FID": value} for k, value in enumerate(curve)]
+        if prime is not None:
+            result["against_teacher"] = {"digits-FID": prime}
+        number = len(list((tmp_path / "digits").iterdir()))
+        (tmp_path / "digits" / f"{number}.json").write_text(json.dumps(result))
+
+    return put
+
+
+def verdict(text):
+    (claim,) = [claim for claim in CLAIMS if re.search(text, claim.text)]
+    return claim.verdict("digits")
+
+
+def test_only_runs_of_the_same_seed_are_compared(book):
+    for seed, (dynamic, data_free) in enumerate([(5, 6), (9, 8), (4, 7)]):
+        book("dynamic", seed, dynamic)
+        book("data-free", seed, data_free)
+    book("dynamic", 3, 1000)  # without a partner
+    assert verdict("is better than data-free training.$") == "trend reproduced (2 of 3 seeds)"
+
+
+def test_every_share_of_real_images_must_be_beaten(book):
+    book("dynamic", 0, 5)
+    for fraction, fid in zip(paper.FRACTIONS, (6, 7, 8, 4), strict=True):
+        assert verdict("data-limited") == "not run"
+        book("data-limited", 0, fid, real_fraction=fraction)
+    assert verdict("data-limited") == "not reproduced (0 of 1 seeds)"
+
+
+def test_saturation_allows_a_tenth(book):
+    book("dynamic", 0, 10.0)
+    book("dynamic", 0, 9.1, rho=1.0)
+    assert verdict("Beyond a point").startswith("reproduced")
+    book("dynamic", 1, 10.0)
+    book("dynamic", 1, 8.9, rho=1.0)
+    assert verdict("Beyond a point").endswith("(1 of 2 seeds)")
+
+
+def test_discarding_helps_where_the_score_falls(book):
+    book("iterative", 0, 100)
+    book("iterative", 0, 50, discard=0.5)
+    book("shuffled", 0, 10)
+    book("shuffled", 0, 12, discard=0.5)
+    assert verdict("helps iterative").startswith("reproduced")
+    assert verdict("helps shuffled").startswith("not reproduced")
+
+
+def test_ahead_means_at_every_point(book):
+    book("dynamic", 0, 5, curve=(9, 6, 5))
+    book("shuffled", 0, 7, curve=(10, 8, 7))
+    book("iterative", 0, 9, curve=(11, 5.9, 9))
+    assert verdict("ahead of both") == "not reproduced (0 of 1 seeds)"
+
+
+def test_primes_compare_distances_to_the_teacher(book):
+    book("teacher", 0, 5, prime=2)
+    book("data-free", 0, 9, prime=6, student="digits-teacher")
+    book("dynamic", 0, 8, prime=3, student="digits-teacher")
+    assert verdict("nearer to the teacher").startswith("reproduced")
+    assert verdict("lower FID'").startswith("reproduced")
+    book("dynamic", 1, 8, prime=7, student="digits-teacher")
+    book("data-free", 1, 9, prime=6, student="digits-teacher")
+    assert verdict("lower FID'").startswith("trend reproduced")
+
+
+def test_better_teachers_means_at_each_step(book):
+    for iterations, fid in zip(paper.CAST["digits"]["teachers"], (40, 20, 21, 9), strict=True):
+        book("dynamic", 0, fid, teacher_iterations=iterations)
+    assert verdict("The better the teacher") == "not reproduced (0 of 1 seeds)"
+
+
+def test_tables_say_not_run_where_nothing_was_run(book):
+    assert set(re.findall(r"not run|\\d±", paper.numbers("Table 2"))) == {"not run"}
+    assert "Not run: `digits`" in paper.claims()
+    book("dynamic", 0, 8.0)
+    assert "| cifar10 | dynamic | FID | 9.56 | not run | not run | 8.00 |" in paper.numbers("Table 2")
+    assert "| Fig. 4a | dynamic, rho = 0.4 | 8.00 | not run |" in paper.curves()
