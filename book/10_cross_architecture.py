@@ -34,8 +34,7 @@ from dkdm_lab.data import to_uint8
 plots.use_style()
 settings = presets.get(preset, live=live, **changes)
 diffusion = settings.diffusion()
-cast = paper.CAST.get(preset, paper.CAST["cifar10"])
-vit, cnn = cast["ViT"], settings.student
+vit = paper.CAST[preset]["ViT"]
 
 # %% [markdown]
 # ## A diffusion transformer

@@ -33,7 +33,7 @@ from dkdm_lab.data import to_uint8
 plots.use_style()
 settings = presets.get(preset, live=live, **changes)
 diffusion = settings.diffusion()
-sizes = paper.CAST.get(preset, paper.CAST["cifar10"])["sizes"]
+sizes = paper.CAST[preset]["sizes"]
 
 # %% [markdown]
 # ## The five of Table 8

@@ -88,6 +88,21 @@ ledger.Table("\n".join(lines))
 # Read it by columns. The right one says how well a method passes on what the teacher knows. The left one adds what the
 # teacher itself does not know.
 #
+# ## One distance follows the other (Fig. 9)
+#
+# Fig. 9 fits a straight line through FID and FID' of many models. Here are all models of the ledger that have both:
+
+# %%
+points = {}
+for result in ledger.results("digits"):
+    if "against_teacher" in result:
+        pair = (result["against_teacher"][digits], result["metrics"][digits])
+        points.setdefault(result["settings"]["method"], []).append(pair)
+plots.scatter(points, f"{digits}'", digits)
+
+# %% [markdown]
+# Each dot is a model. Above the dashed line it is farther from the data than from its teacher.
+#
 # ## Better teachers, better students (Fig. 10)
 #
 # If $\mathcal D'$ bounds the student, then a better teacher makes a better student by the same method. The ledger has

@@ -337,6 +337,7 @@ NETWORKS = {
     "celeba-57m": _celeba(96, 2, 32),
     # Table 10
     "vit-19m": lambda: DiT(),
+    "celeba-vit": lambda: DiT(sample_size=64, patch_size=4),  # as Table 10, at twice the side
     # The book's own: for 8x8 digits, with sizes between and below as Table 8 has them, and a small DiT;
     "digits-teacher": _digits(32, 1),
     "digits-466k": _digits(24, 1),
@@ -348,7 +349,12 @@ NETWORKS = {
     ),
     # for Fashion-MNIST, grey and 32x32; and for points in the plane
     "fashion-teacher": _fashion(64, 2),
+    "fashion-6m": _fashion(64, 1),
+    "fashion-2m": _fashion(32, 2),
     "fashion-student": _fashion(32, 1),
+    "fashion-vit": lambda: DiT(
+        in_channels=1, out_channels=2, patch_size=4, hidden_size=192, depth=6, num_heads=6
+    ),
     "toy-student": lambda: MLP(),
 }
 

@@ -98,7 +98,7 @@ PRESETS = {
             synthetic_steps=100,
             steps=50,
             samples=4000,
-            live={"iterations": 1500},
+            live={"iterations": 1000, "samples": 2000},
         ),
         Preset(
             name="digits",  # scikit-learn's 1,797 real digits, 8x8

@@ -46,7 +46,7 @@ def test_the_papers_networks_take_colour_images_and_learn_the_variance(name):
 
 def test_the_books_own_networks_take_the_books_own_data():
     shapes = {name: build_without_memory(name).shape for name in networks.NETWORKS.keys() - PARAMETERS.keys()}
-    expected = {"digits": (1, 8, 8), "fashion": (1, 32, 32), "toy": (2,)}
+    expected = {"digits": (1, 8, 8), "fashion": (1, 32, 32), "celeba": (3, 64, 64), "toy": (2,)}
     assert shapes == {name: expected[name.split("-")[0]] for name in shapes}
 
 
