@@ -65,34 +65,36 @@ turns = pool.evaluations / 16
 assert 2.5 < turns / 40 < 6.5  # 1 / (1 - p) = 4, give or take what 40 batches allow
 
 # %% [markdown]
-# ## Three pools, in the plane
+# ## Shuffled and dynamic, in the plane
+#
+# Iterative distillation is left to the digits. In the plane its students diverge at every $p$: nothing clips a sample
+# that was badly denoised, and a distance to points that flew off says nothing.
 
 # %%
+methods = ("shuffled", "dynamic") if live else ("iterative", "shuffled", "dynamic")
 scores = {}
-for method in ("iterative", "shuffled", "dynamic"):
+for method in methods:
     for p in paper.DISCARDS:
         students = [runs.Run(sweep.replace(discard=p), method, s) for s in seeds]
         found = [run.result()["metrics"][sweep.metric] for run in students]
         scores[method, p] = ledger.spread(found)
-    print(method, *[f"p = {p}: {scores[method, p]}  " for p in paper.DISCARDS])
+        print(f"{method:10s}p = {p}: {sweep.metric}", scores[method, p])
 
 # %%
-plots.curves(
-    {
-        method: (paper.DISCARDS, [scores[method, p].mean for p in paper.DISCARDS])
-        for method in ("iterative", "shuffled", "dynamic")
-    },
-    "discard probability p",
-    f"{sweep.metric}, mean of {len(seeds)} seeds",
-    log_y=True,
-)
+lines = {
+    m: (paper.DISCARDS, [scores[m, p].mean for p in paper.DISCARDS])
+    for m in methods
+}
+label = f"{sweep.metric}, mean of {len(seeds)} seeds"
+plots.curves(lines, "discard probability p", label, log_y=True)
 
 # %% [markdown]
-# Read the lines from left to right: a fall means that discarding helped.
+# Read the lines from left to right: a fall means that discarding helped. It helps the shuffled pool, whose next batch
+# is the last one moved by a step. It does nothing for the dynamic pool, whose batches have little in common anyway.
 
 # %%
 if live:
-    assert scores["iterative", 0.75].mean < scores["iterative", 0.0].mean
+    assert scores["shuffled", 0.75].mean < 0.6 * scores["shuffled", 0.0].mean
 
 # %% [markdown]
 # ## Digits, from the ledger

@@ -8,12 +8,14 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 # One colour a method, the same in every chapter; chosen to be told apart by colour-blind readers.
 COLOURS = {
     "teacher": "#444444",
     "data-based": "#0072B2",
+    "data-limited": "#56B4E9",
     "data-free": "#E69F00",
     "iterative": "#CC79A7",
     "shuffled": "#009E73",
@@ -62,9 +64,7 @@ def curves(
     """Named lines ``{name: (x, y)}``; method names keep their colour. level: a dashed horizontal line."""
     figure, axis = plt.subplots(figsize=(6.4, 3.8))
     for name, (x, y) in lines.items():
-        axis.plot(
-            x, y, label=name, color=COLOURS.get(name), marker="o" if len(x) <= 12 else None, markersize=4
-        )
+        axis.plot(x, y, label=name, color=_colour(name), marker="o" if len(x) <= 12 else None, markersize=4)
     if level is not None:
         axis.axhline(
             level[1], color=COLOURS.get(level[0], "black"), linestyle="--", label=level[0], linewidth=1.2
@@ -72,6 +72,7 @@ def curves(
     axis.set(xlabel=x_label, ylabel=y_label)
     if log_y:
         axis.set_yscale("log")
+        _read_log(axis.yaxis)
     axis.legend()
     figure.tight_layout()
     plt.close(figure)
@@ -89,12 +90,27 @@ def spreads(rows: Mapping[str, tuple[float, float]], x_label: str) -> Figure:
     figure, axis = plt.subplots(figsize=(6.4, 0.42 * len(rows) + 1.0))
     ordered = sorted(rows.items(), key=lambda row: -row[1][0])
     for name, (mean, deviation) in ordered:
-        axis.errorbar(mean, name, xerr=deviation, fmt="o", color=COLOURS.get(name), capsize=4, markersize=7)
+        axis.errorbar(mean, name, xerr=deviation, fmt="o", color=_colour(name), capsize=4, markersize=7)
     axis.set(xlabel=x_label, xscale="log")
+    _read_log(axis.xaxis)
     axis.margins(y=0.12)
     figure.tight_layout()
     plt.close(figure)
     return figure
+
+
+def _colour(name: str) -> str | None:
+    """A method's colour, also with a word after it, as "data-limited 5%"."""
+    return COLOURS.get(name.split(" ")[0])
+
+
+def _read_log(axis) -> None:
+    """Plain numbers on a logarithmic axis: 1, 2, 5 and so on, or decades where there are many."""
+    low, high = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if high < 300 * low else (1.0,)
+    axis.set_major_locator(LogLocator(10, subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def shares(bars: Mapping[str, Mapping[str, float]]) -> Figure:
@@ -127,6 +143,8 @@ def scatter(groups: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y
         axis.plot(ends, ends, color="black", linestyle="--", linewidth=1)
         axis.legend()
     axis.set(xlabel=x_label, ylabel=y_label, xscale="log", yscale="log")
+    _read_log(axis.xaxis)
+    _read_log(axis.yaxis)
     figure.tight_layout()
     plt.close(figure)
     return figure

@@ -121,7 +121,7 @@ PRESETS = {
             steps=50,
             samples=2000,
             curve=5,
-            live={"teacher_iterations": 1000, "iterations": 600, "curve": 3},
+            live={"teacher_iterations": 1000, "iterations": 600, "curve": 3, "synthetic_images": 900},
         ),
         Preset(
             name="fashion",  # Fashion-MNIST, padded to 32x32: the whole of Table 2 on one GPU

@@ -71,12 +71,11 @@ def test_every_claim_names_its_chapter():
         ([0.5, 0.9, 1.1], "trend reproduced (2 of 3 seeds)"),
         ([0.9, 1.2, 1.1], "not reproduced (1 of 3 seeds)"),
         ([1.2], "not reproduced (0 of 1 seeds)"),
-        (None, "not run"),
         ([], "not run"),
     ],
 )
 def test_a_verdict_counts_seeds(ratios, verdict):
-    found = Claim("Fig. 0", "", "", lambda preset: ratios).verdict("digits")
+    found = Claim("Fig. 0", "", "", lambda preset: dict(enumerate(ratios))).verdict("digits")
     assert found == verdict
     assert found.split(" (")[0] in VERDICTS
 
@@ -113,6 +112,17 @@ def test_only_runs_of_the_same_seed_are_compared(book):
         book("data-free", seed, data_free)
     book("dynamic", 3, 1000)  # without a partner
     assert verdict("is better than data-free training.$") == "trend reproduced (2 of 3 seeds)"
+
+
+def test_a_claim_of_several_parts_takes_each_seed_by_itself(book):
+    """Not the first of one with the first of another."""
+    for seed, fid in ((0, 5), (1, 50)):
+        book("dynamic", seed, fid)
+    for fraction in paper.FRACTIONS:
+        book("data-limited", 1, 60, real_fraction=fraction)
+        if fraction != 0.05:
+            book("data-limited", 0, 6, real_fraction=fraction)
+    assert verdict("data-limited") == "reproduced at this scale (1 of 1 seeds)"
 
 
 def test_every_share_of_real_images_must_be_beaten(book):
