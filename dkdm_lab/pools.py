@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
+from dkdm_lab.clock import part
 from dkdm_lab.diffusion import Batch, GaussianDiffusion, progress_bar
 
 WARMUPS = ("full", "respaced", "harvest")
@@ -127,7 +127,7 @@ class Pool:
 
     def _evaluate(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
         self.evaluations += len(t)
-        with record_function("teacher"):
+        with part("teacher"):
             return self.teacher(x_t, t)
 
     def _noise(self, n: int) -> Tensor:

@@ -11,15 +11,15 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from dkdm_lab import networks
+from dkdm_lab.clock import clock
 from dkdm_lab.data import NoisedImages
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.pools import POOLS
 from dkdm_lab.presets import Preset
 from dkdm_lab.runs import device, provenance
-from dkdm_lab.training import PARTS, train
+from dkdm_lab.training import train
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def training_cost(preset: Preset, method: str, iterations: int = 12, repeats: in
         marks = {"callback": note, "callback_at": (warm, warm + iterations)}
         train(student, source, diffusion, warm + iterations, **marks, **options)
         seconds.append((moments[1] - moments[0]) / iterations)
-    with profile(activities=_activities()) as profiler:
-        train(student, source, diffusion, 4, **options)
+    with clock() as parts:
+        train(student, source, diffusion, iterations, **options)
     return Cost(
         statistics.median(seconds),
-        _shares(profiler),
+        {name: spent / sum(parts.values()) for name, spent in parts.items()},
         torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         sum(x.numel() * x.element_size() for x in _samples(source)),
     )
@@ -129,21 +129,3 @@ def _source(preset: Preset, method: str, shape: tuple[int, ...], seed: int):
 
 def _samples(source) -> list[torch.Tensor]:
     return [source.x, source.t] if hasattr(source, "x") else [source.data]
-
-
-def _activities() -> list[ProfilerActivity]:
-    gpu = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
-    return [ProfilerActivity.CPU, *gpu]
-
-
-def _shares(profiler) -> dict[str, float]:
-    """The share of each part of a step; the teacher's evaluation is taken out of the source's."""
-    gpu = torch.cuda.is_available()
-    totals = {
-        event.key: event.device_time_total if gpu else event.cpu_time_total
-        for event in profiler.key_averages()
-        if event.key in PARTS
-    }
-    totals["source"] = totals.get("source", 0) - totals.get("teacher", 0)
-    whole = sum(totals.values())
-    return {part: totals.get(part, 0) / whole for part in PARTS}

@@ -12,14 +12,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
-from torch.profiler import record_function
 
+from dkdm_lab.clock import part
 from dkdm_lab.diffusion import GaussianDiffusion, progress_bar
 from dkdm_lab.losses import dkdm_loss
 from dkdm_lab.networks import Denoiser
-
-# The parts of a step as a profiler sees them; "teacher" is the pool's evaluation within "source".
-PARTS = ("source", "teacher", "forward", "backward", "update")
 
 
 @dataclass
@@ -89,15 +86,15 @@ def train(
     steps = range(start, iterations)
     bar = progress_bar(steps, desc=description, initial=start, total=iterations, show=progress)
     for step in bar:
-        with record_function("source"):
+        with part("source"):
             batch = next(source)
-        with record_function("forward"):
+        with part("forward"):
             with accelerator.autocast():
                 eps, v = model(batch.x_t, batch.t)
             losses = dkdm_loss(diffusion, batch, eps.float(), None if v is None else v.float(), vlb_weight)
-        with record_function("backward"):
+        with part("backward"):
             accelerator.backward(losses.total.mean())
-        with record_function("update"):
+        with part("update"):
             if gradient_clip is not None:
                 accelerator.clip_grad_norm_(student.parameters(), gradient_clip)
             optimizer.step()

@@ -3,7 +3,7 @@
 import pytest
 
 from dkdm_lab import presets, timing
-from dkdm_lab.training import PARTS
+from dkdm_lab.clock import PARTS
 
 pytestmark = pytest.mark.usefixtures("yardstick")  # what is measured names the classifier's hash
 
