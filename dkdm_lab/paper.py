@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from dkdm_lab import ledger
 from dkdm_lab.ledger import Spread, Table, by_seed
@@ -156,7 +157,6 @@ def _cell(number: Number, preset: str) -> str:
 
 # -- claims -------------------------------------------------------------------------------------------
 
-
 # For a preset: by how much, as a ratio, a claim holds (below 1) or fails (above), for each seed that has all
 # the results it needs.
 Check = Callable[[str], dict[int, float]]
@@ -264,44 +264,35 @@ RHOS = (0.05, 0.1, 0.4, 1.0)  # around Fig. 4b's; 0.4 is the preset's own
 DISCARDS = (0.0, 0.5, 0.75)  # Sec. 11 names no values
 
 
-def _with_cast(check: Callable[[str, dict], dict[int, float]]) -> Check:
-    """A check that needs networks."""
-    return lambda preset: check(preset, CAST[preset])
+def _with_cast(make: Callable[[dict], Check]) -> Check:
+    """A check between networks, which have other names at each preset."""
+    return lambda preset: make(CAST[preset])(preset)
 
 
-def _pairs(preset: str, cast: dict) -> dict[int, float]:
+def _pairs(cast: dict) -> Check:
     pairs = [
-        {"teacher": cast[teacher], "student": cast["student"] if student == "CNN" else cast["ViT"]}
+        {"teacher": cast[teacher], "student": student}
         for teacher in ("CNN", "ViT")
-        for student in ("CNN", "ViT")
+        for student in (cast["student"], cast["ViT"])
     ]
-    return _all(*[_beats(_m("dynamic", **p), _m("data-free", **p)) for p in pairs])(preset)
+    return _all(*[_beats(_m("dynamic", **pair), _m("data-free", **pair)) for pair in pairs])
 
 
-def _cnn_students(preset: str, cast: dict) -> dict[int, float]:
-    teachers = [cast["CNN"], cast["ViT"]]
-    return _all(
-        *[
-            _beats(
-                _m("dynamic", teacher=t, student=cast["student"]),
-                _m("dynamic", teacher=t, student=cast["ViT"]),
-            )
-            for t in teachers
-        ]
-    )(preset)
+def _cnn_students(cast: dict) -> Check:
+    students = [
+        [_m("dynamic", teacher=cast[teacher], student=s) for s in (cast["student"], cast["ViT"])]
+        for teacher in ("CNN", "ViT")
+    ]
+    return _all(*[_beats(cnn, vit) for cnn, vit in students])
 
 
-def _sizes(preset: str, cast: dict) -> dict[int, float]:
-    return _all(*[_beats(_m("dynamic", student=s), _m("data-free", student=s)) for s in cast["sizes"]])(
-        preset
-    )
+def _sizes(cast: dict) -> Check:
+    return _all(*[_beats(_m("dynamic", student=s), _m("data-free", student=s)) for s in cast["sizes"]])
 
 
-def _better_teachers(preset: str, cast: dict) -> dict[int, float]:
-    steps = zip(cast["teachers"][1:], cast["teachers"][:-1], strict=True)
-    return _all(
-        *[_beats(_m("dynamic", teacher_iterations=a), _m("dynamic", teacher_iterations=b)) for a, b in steps]
-    )(preset)
+def _better_teachers(cast: dict) -> Check:
+    runs = [_m("dynamic", teacher_iterations=n) for n in cast["teachers"]]
+    return _all(*[_beats(longer, shorter) for shorter, longer in pairwise(runs)])
 
 
 def _no_gain(of: Mapping, over: Mapping) -> Check:
@@ -309,15 +300,15 @@ def _no_gain(of: Mapping, over: Mapping) -> Check:
     return lambda preset: {seed: 0.9 * ratio for seed, ratio in ratios(preset, over, of).items()}
 
 
-def _as_teachers(preset: str, cast: dict) -> dict[int, float]:
+def _as_teachers(cast: dict) -> Check:
     own = {"student": cast["CNN"]}
-    return ratios(preset, _m("dynamic", **own), _m("data-free", **own), ("'", "'"))
+    return _beats(_m("dynamic", **own), _m("data-free", **own), primes=("'", "'"))
 
 
-def _own_distribution(preset: str, cast: dict) -> dict[int, float]:
+def _own_distribution(cast: dict) -> Check:
     own = {"student": cast["CNN"]}
     runs = (_m("teacher"), _m("data-free", **own), _m("dynamic", **own))
-    return _all(*[_beats(run, run, primes=("'", "")) for run in runs])(preset)
+    return _all(*[_beats(run, run, primes=("'", "")) for run in runs])
 
 
 def _ahead(other: str) -> Check:
@@ -340,10 +331,12 @@ def _costs_little(preset: str) -> dict[int, float]:
     return {m["seed"]: m["training"]["dynamic"]["time"] / 1.1 for m in ledger.measured(preset)}
 
 
-def _smaller_is_faster(preset: str, cast: dict) -> dict[int, float]:
-    times = {m["seed"]: m["sampling"] for m in ledger.measured(preset)}
+def _smaller_is_faster(cast: dict) -> Check:
     largest, smallest = cast["sizes"][0], cast["sizes"][-1]
-    return {seed: of[smallest]["time"] / of[largest]["time"] for seed, of in times.items()}
+    return lambda preset: {
+        m["seed"]: m["sampling"][smallest]["time"] / m["sampling"][largest]["time"]
+        for m in ledger.measured(preset)
+    }
 
 
 CLAIMS = (
