@@ -6,6 +6,7 @@ them. A score in the classifier's features is called "digits-FID" and so on, nev
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterable
@@ -122,10 +123,10 @@ class _Moments:
         self.products += x.T @ x
 
     def result(self) -> dict:
-        """``{"mu", "sigma"}`` as numpy arrays, sigma with n - 1, as torch-fidelity holds them."""
+        """``{"mu": [D], "sigma": [D, D]}``, sigma with n - 1."""
         mean = self.sum / self.n
         sigma = (self.products - self.n * torch.outer(mean, mean)) / (self.n - 1)
-        return {"mu": (self.shift + mean).cpu().numpy(), "sigma": sigma.cpu().numpy()}
+        return {"mu": (self.shift + mean).cpu(), "sigma": sigma.cpu()}
 
 
 class _Statistics:
@@ -183,14 +184,15 @@ def _reference_statistics(reference: Tensor, features: str) -> _Statistics:
     """The reference's statistics: read where they were computed before, by content, never by name."""
     yardstick = digits_classifier_hash() if features == "digits" else _inception_hash()
     file = cache_dir() / "statistics" / f"{content_hash(reference)}-{len(reference)}-{yardstick}.pt"
-    if file.is_file():
-        return _Statistics(**torch.load(file, weights_only=False), logits=None)
+    with contextlib.suppress(Exception):  # none there, or one that cannot be read: made anew
+        return _Statistics(**torch.load(file, weights_only=True), logits=None)
     found = _Statistics.of(reference, features, spatial=features == "inception", logits=False)
     _save(file, {"pooled": found.pooled, "spatial": found.spatial, "features": found.features})
     return found
 
 
 def _frechet(a: dict, b: dict) -> float:
+    a, b = ({name: value.numpy() for name, value in moments.items()} for moments in (a, b))
     return fid_statistics_to_metric(a, b, verbose=False)["frechet_inception_distance"]
 
 
@@ -280,6 +282,7 @@ def _inception_state() -> dict:
 
 @lru_cache(maxsize=1)
 def _read_inception(file: Path, _changed: int) -> dict:
+    # Always before torch-fidelity reads the file, which would run what a pickle says.
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         state["fc.weight"], state["Mixed_6d.branch1x1.conv.weight"]

@@ -119,6 +119,16 @@ def test_another_reference_is_never_taken_from_the_cache(digits):
     assert frechet(images, first) != pytest.approx(frechet(images, second), rel=1e-2)
 
 
+@pytest.mark.usefixtures("yardstick")
+def test_torn_statistics_are_made_anew(cache, digits):
+    expected = digits_fid(digits[:600], digits)
+    (file,) = (cache / "statistics").glob("*.pt")
+    whole = file.stat().st_size
+    file.write_bytes(file.read_bytes()[:100])
+    assert digits_fid(digits[:600], digits) == expected
+    assert file.stat().st_size == whole
+
+
 @pytest.mark.parametrize(
     "images, message",
     [

@@ -5,30 +5,45 @@ import dataclasses
 import pytest
 
 from dkdm_lab import presets
+from dkdm_lab.data import DATASETS
 from dkdm_lab.networks import NETWORKS
 from dkdm_lab.pools import WARMUPS, DynamicPool
 from dkdm_lab.presets import PRESETS
 
 
-def test_cifar10_is_table_6():
-    cifar10 = presets.get("cifar10")
+@pytest.mark.parametrize(
+    "name, batch_size, iterations, teacher, student, early_stop, images, steps",
+    [
+        ("cifar10", 128, 200_000, "cnn-57m", "cnn-14m", True, 50_000, 1000),
+        ("celeba64", 256, 100_000, "celeba-295m", "celeba-57m", True, 202_599, 100),
+        ("imagenet32", 512, 500_000, "cnn-57m", "cnn-14m", False, 1_281_167, 100),
+    ],
+)
+def test_the_papers_presets_are_tables_4_and_6(
+    name, batch_size, iterations, teacher, student, early_stop, images, steps
+):
     table = {
         "schedule": "cosine",
         "T": 1000,
-        "batch_size": 128,
-        "iterations": 200_000,
+        "batch_size": batch_size,
+        "iterations": iterations,
         "lr": 1e-4,
         "rho": 0.4,
-        "teacher": "cnn-57m",
-        "student": "cnn-14m",
+        "teacher": teacher,
+        "student": student,
+        "early_stop": early_stop,
+        "synthetic_images": images,  # Table 4, as the next
+        "synthetic_steps": steps,
         "steps": 50,  # Sec. 4.1, as the next
         "samples": 50_000,
     }
-    assert {name: getattr(cifar10, name) for name in table} == table
+    preset = presets.get(name)
+    assert {setting: getattr(preset, setting) for setting in table} == table
+    assert preset.synthetic_images == DATASETS[name].sizes["train"]  # "matching the size of the original"
 
 
 def test_the_presets_of_the_book_exist():
-    assert {"toy", "digits", "cifar10"} <= PRESETS.keys()
+    assert list(PRESETS) == ["toy", "digits", "fashion", "cifar10", "celeba64", "imagenet32"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
