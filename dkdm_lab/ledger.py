@@ -113,7 +113,11 @@ class Table(str):
         return str(self)
 
 
-def table(preset: str, methods: tuple[str, ...] = METHODS, where: dict | None = None) -> Table:
+# Chapter 6's five ways and their teacher.
+WAYS = ("teacher", "data-based", "data-free", "iterative", "shuffled", "dynamic")
+
+
+def table(preset: str, methods: tuple[str, ...] = WAYS, where: dict | None = None) -> Table:
     """The ledger's results of a preset: mean and sample standard deviation over seeds, best first.
 
     where: settings other than the preset's own, as in :func:`summary`.

@@ -56,3 +56,10 @@ def test_a_slider_changes_the_picture_and_its_caption(site, browser, width):
     assert after != before and caption.inner_text() == after
     assert box.evaluate("box => box.scrollWidth <= box.clientWidth + 1")  # nothing sticks out
     page.close()
+
+
+def test_tables_that_cells_return_are_tables_and_their_links_lead_to_pages(site):
+    assert (site / "06_dynamic.html").read_text().count("<table") >= 1
+    report = (site / "14_report.html").read_text()
+    assert report.count("<table") == 6
+    assert 'href="07_baselines.html"' in report.split("<main")[-1] and 'href="07_baselines"' not in report
