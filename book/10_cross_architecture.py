@@ -105,16 +105,16 @@ assert loss["simple"][-1] < loss["simple"][0] / 3
 # %%
 metric = presets.get("digits").metric
 small = paper.CAST["digits"]
-lines = ["| teacher | student | data-free | dynamic |", "|---|---|--:|--:|"]
+rows = []
 for teacher in ("CNN", "ViT"):
     for kind, network in (("CNN", small["student"]), ("ViT", small["ViT"])):
-        cells = []
-        for method in ("data-free", "dynamic"):
-            pair = {"method": method, "teacher": small[teacher], "student": network}
-            values = list(ledger.by_seed("digits", metric, pair).values())
-            cells.append(str(ledger.spread(values)) if values else "not run")
-        lines.append(f"| {teacher} | {kind} | {' | '.join(cells)} |")
-ledger.Table("\n".join(lines))
+        pair = {"teacher": small[teacher], "student": network}
+        cells = [
+            ledger.cell("digits", metric, {"method": method, **pair})
+            for method in ("data-free", "dynamic")
+        ]
+        rows.append([teacher, kind, *cells])
+ledger.Table.of(["teacher", "student", "data-free", "dynamic"], rows, "llrr")
 
 # %% [markdown]
 # ## In the authors' code

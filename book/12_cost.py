@@ -118,22 +118,18 @@ print(f"{preset}, measured: {live_pool / 1e6:.1f} MB in {expected:,} samples")
 # ## In the ledger
 
 # %%
-lines = [
-    "| preset | dynamic / data-based | of it the teacher | hardware |",
-    "|---|--:|--:|---|",
-]
+rows = []
 for name in ("digits", "fashion", "cifar10"):
     found = ledger.measured(name)
     if not found:
-        lines.append(f"| `{name}` | not run | | |")
+        rows.append([f"`{name}`", "not run", "", ""])
         continue
     runs_of = [m["training"]["dynamic"] for m in found]
-    times = ledger.spread([r["time"] for r in runs_of])
-    teacher = ledger.spread([r["shares"]["teacher"] for r in runs_of])
-    lines.append(
-        f"| `{name}` | {times} | {teacher} | {found[0]['made_with']['hardware']} |"
-    )
-ledger.Table("\n".join(lines))
+    times = str(ledger.spread([r["time"] for r in runs_of]))
+    teacher = str(ledger.spread([r["shares"]["teacher"] for r in runs_of]))
+    rows.append([f"`{name}`", times, teacher, found[0]["made_with"]["hardware"]])
+names = ["preset", "dynamic / data-based", "of it the teacher", "hardware"]
+ledger.Table.of(names, rows, "lrrl")
 
 # %% [markdown]
 # ## In the authors' code

@@ -72,17 +72,14 @@ for method in ("teacher", "dynamic"):
 # As in Table 11 the students have the teacher's architecture.
 
 # %%
-lines = [f"| | {metric} | {metric}' |", "|---|--:|--:|"]
+rows = []
 as_teacher = {"student": paper.CAST["digits"]["CNN"]}
 digits = presets.get("digits").metric
 for method in ("teacher", "data-free", "dynamic"):
     where = {"method": method, **({} if method == "teacher" else as_teacher)}
-    cells = []
-    for prime in ("", "'"):
-        values = list(ledger.by_seed("digits", digits + prime, where).values())
-        cells.append(str(ledger.spread(values)) if values else "not run")
-    lines.append(f"| {method} | {' | '.join(cells)} |")
-ledger.Table("\n".join(lines))
+    cells = [ledger.cell("digits", digits + prime, where) for prime in ("", "'")]
+    rows.append([method, *cells])
+ledger.Table.of(["", metric, f"{metric}'"], rows)
 
 # %% [markdown]
 # Read it by columns. The right one says how well a method passes on what the teacher knows. The left one adds what the

@@ -82,7 +82,7 @@ paper.curves()
 # %%
 rows = [n for n in paper.NUMBERS if n.place in places]
 print(
-    f"{len(rows)} numbers, {len(paper.CLAIMS)} claims, {len(paper.CURVES)} curves"
+    f"{len(rows)} numbers, {len(paper.CLAIMS)} claims, {len(paper.figure_curves('digits'))} curves"
 )
 assert {n.place for n in paper.NUMBERS} == set(places)
 

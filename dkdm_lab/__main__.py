@@ -62,9 +62,8 @@ def _fill_ledger(options: argparse.Namespace) -> None:
     runs = [Run(preset, method, int(seed)) for seed in options.seeds for method in options.methods or METHODS]
     for number, run in enumerate(runs, 1):
         print(f"[{number}/{len(runs)}] {run.preset.name}/{run.name}: {run.status}", flush=True)
-        print(
-            f"    {run.result()['metrics']} -> {ledger.enter(run, options.against_teacher).name}", flush=True
-        )
+        file = ledger.enter(run, options.against_teacher)
+        print(f"    {run.result()['metrics']} -> {file.name}", flush=True)
 
 
 def _measure(options: argparse.Namespace) -> None:
@@ -72,10 +71,11 @@ def _measure(options: argparse.Namespace) -> None:
     from dkdm_lab.runs import write_json
 
     preset = presets.get(options.preset)
-    sizes = paper.CAST.get(preset.name, {}).get("sizes", (preset.teacher, preset.student))
+    if preset.name not in paper.CAST:
+        raise ValueError(f"preset: found {preset.name!r}, expected one of {', '.join(paper.CAST)}")
     for seed in map(int, options.seeds):
         file = ledger.folder() / preset.name / "measured" / f"seed{seed}.json"
-        write_json(file, timing.measure(preset, sizes, seed))
+        write_json(file, timing.measure(preset, paper.CAST[preset.name]["sizes"], seed))
         print(file.relative_to(ledger.folder()), flush=True)
 
 

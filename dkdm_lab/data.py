@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,18 @@ def cache_dir() -> Path:
         return Path(os.environ["DKDM_DATA_CACHE"])
     checkout = Path(__file__).resolve().parent.parent
     return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "data_cache"
+
+
+@contextlib.contextmanager
+def whole(file: Path) -> Iterator[Path]:
+    """A path to write to instead of ``file``, and taken for it when the block ends: whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_name(f".{os.getpid()}-{file.name}")
+    try:
+        yield scratch
+        os.replace(scratch, file)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def to_model(images: Tensor) -> Tensor:
@@ -131,10 +145,10 @@ def _from_folder(name: str, split: str) -> Tensor:
     found, expected = tuple(images.shape), (known.sizes[split], *known.shape)
     if found != expected:
         raise ValueError(f"{folder}: found {split} images {found}, expected {expected}")
-    if split in known.hashes and content_hash(images) != known.hashes[split]:
+    if split in known.hashes and (found := content_hash(images)) != known.hashes[split]:
         raise ValueError(
-            f"{folder}: found {split} images with hash {content_hash(images)}, expected "
-            f"{known.hashes[split]}; keep a set of your own under a name of its own"
+            f"{folder}: found {split} images with hash {found}, expected {known.hashes[split]}; "
+            "keep a set of your own under a name of its own"
         )
     return images
 
@@ -179,8 +193,8 @@ def _from_images(folder: Path, shape: tuple[int, int, int] | None) -> Tensor:
 def _from_publisher(name: str, split: str, folder: Path) -> Tensor:
     """A public set from the files its authors publish; the two slow ones are kept as one .npz after."""
     missing = (
-        f"{folder}: found no {name} images. {DATASETS[name].source}. Or put {split}.npz or a folder "
-        + (f"{split} of images there")
+        f"{folder}: found no {name} images. {DATASETS[name].source}. "
+        f"Or put {split}.npz or a folder {split} of images there"
     )
     if name in ("cifar10", "fashion"):
         from torchvision.datasets import CIFAR10, FashionMNIST
@@ -201,7 +215,8 @@ def _from_publisher(name: str, split: str, folder: Path) -> Tensor:
         raise FileNotFoundError(missing)
     images = np.stack(images) if name == "celeba64" else np.concatenate(images)
     if len(images) == DATASETS[name].sizes[split]:
-        save_npz(folder / f"{split}.npz", images)
+        with whole(folder / f"{split}.npz") as file:
+            np.savez(file, x=images)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
@@ -215,16 +230,6 @@ def _centre_crop(file: Path, size: int) -> np.ndarray:
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return np.asarray(image)[top : top + size, left : left + size]
-
-
-def save_npz(file: Path, images: np.ndarray) -> None:
-    """Write images as ``x`` of an .npz, whole or not at all."""
-    scratch = file.with_name(f".{os.getpid()}.npz")
-    try:
-        np.savez(scratch, x=images)
-        os.replace(scratch, file)  # whole or not at all
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def mix(real: Tensor, synthetic: Tensor, fraction: float, seed: int = 0) -> Tensor:

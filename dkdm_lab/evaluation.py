@@ -7,9 +7,9 @@ them. A score in the classifier's features is called "digits-FID" and so on, nev
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor
 
-from dkdm_lab.data import cache_dir, content_hash, load_images
+from dkdm_lab.data import cache_dir, content_hash, load_images, whole
 
 INCEPTION_WEIGHTS = Path(URL_INCEPTION_V3).name  # weights-inception-2015-12-05-6726825d.pth
 METRICS = ("FID", "sFID", "IS", "KID", "precision", "recall")
@@ -129,20 +129,23 @@ class _Moments:
         return {"mu": (self.shift + mean).cpu(), "sigma": sigma.cpu()}
 
 
+@dataclass(frozen=True)
 class _Statistics:
     """All that the metrics need of one set of images, from one pass of the network over it."""
 
-    def __init__(self, pooled: dict, spatial: dict | None, features: Tensor, logits: Tensor | None):
-        self.pooled, self.spatial, self.features, self.logits = pooled, spatial, features, logits
+    pooled: dict  # mu and sigma of the pooled features
+    spatial: dict | None  # the same of sFID's
+    features: Tensor  # pooled, of KEPT images at most
+    logits: Tensor | None = None
 
     @classmethod
     def of(cls, images: Tensor, features: str, spatial: bool, logits: bool) -> _Statistics:
-        layers = dict(_LAYERS[features])
-        wanted = {"pooled", *(["spatial"] if spatial else []), *(["logits"] if logits else [])}
-        layers = {use: layer for use, layer in layers.items() if use in wanted}
+        wanted = {"pooled": True, "spatial": spatial, "logits": logits}
+        layers = {use: layer for use, layer in _LAYERS[features].items() if wanted[use]}
         extractor = _extractor(features, list(layers.values()))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        kept = set(torch.linspace(0, len(images) - 1, min(KEPT, len(images))).long().tolist())
+        kept = torch.zeros(len(images), dtype=torch.bool)
+        kept[torch.linspace(0, len(images) - 1, min(KEPT, len(images))).long()] = True
         moments: dict[str, _Moments] = {}
         vectors, heads = [], []
         with torch.no_grad():
@@ -154,8 +157,7 @@ class _Statistics:
                 for use in ("pooled", "spatial"):
                     if use in out:
                         moments.setdefault(use, _Moments(out[use].shape[1], device)).add(out[use])
-                here = [i for i in range(len(batch)) if start + i in kept]
-                vectors.append(out["pooled"][here].cpu())
+                vectors.append(out["pooled"].cpu()[kept[start : start + 256]])
                 if "logits" in out:
                     heads.append(out["logits"].cpu())
         results = {use: m.result() for use, m in moments.items()}
@@ -185,25 +187,16 @@ def _reference_statistics(reference: Tensor, features: str) -> _Statistics:
     yardstick = digits_classifier_hash() if features == "digits" else _inception_hash()
     file = cache_dir() / "statistics" / f"{content_hash(reference)}-{len(reference)}-{yardstick}.pt"
     with contextlib.suppress(Exception):  # none there, or one that cannot be read: made anew
-        return _Statistics(**torch.load(file, weights_only=True), logits=None)
+        return _Statistics(**torch.load(file, weights_only=True))
     found = _Statistics.of(reference, features, spatial=features == "inception", logits=False)
-    _save(file, {"pooled": found.pooled, "spatial": found.spatial, "features": found.features})
+    with whole(file) as scratch:
+        torch.save({use: getattr(found, use) for use in ("pooled", "spatial", "features")}, scratch)
     return found
 
 
 def _frechet(a: dict, b: dict) -> float:
     a, b = ({name: value.numpy() for name, value in moments.items()} for moments in (a, b))
     return fid_statistics_to_metric(a, b, verbose=False)["frechet_inception_distance"]
-
-
-def _save(file: Path, value) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(f".{os.getpid()}")
-    try:
-        torch.save(value, scratch)
-        os.replace(scratch, file)  # whole or not at all
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 # -- Inception ----------------------------------------------------------------------------------------
@@ -350,7 +343,8 @@ def _train_classifier(path: Path, epochs: int = 30) -> None:
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-    _save(path, model.state_dict())
+    with whole(path) as scratch:
+        torch.save(model.state_dict(), scratch)
 
 
 class _DigitsFeatures(FeatureExtractorBase):

@@ -106,8 +106,23 @@ def _has(settings: dict, preset: str, where: dict) -> bool:
     )
 
 
+def cell(preset: str, metric: str, where: dict) -> str:
+    """A metric of one method over the ledger's seeds, as it stands in a table: a spread, or "not run"."""
+    values = by_seed(preset, metric, where)
+    return str(spread(list(values.values()))) if values else "not run"
+
+
 class Table(str):
     """A Markdown table that a notebook shows as one."""
+
+    @classmethod
+    def of(cls, names, rows, align: str = "", before: str = "", after: str = "") -> Table:
+        """names: of the columns. rows: of cells, text. align: ``l`` or ``r`` for each column; by default all
+        but the first are numbers, set to the right. before, after: paragraphs around the table."""
+        align = align or "l" + "r" * (len(names) - 1)
+        rule = "|" + "|".join({"l": "---", "r": "--:"}[side] for side in align) + "|"
+        head, *lines = ("| " + " | ".join(cells) + " |" for cells in (names, *rows))
+        return cls("\n\n".join(filter(None, (before, "\n".join([head, rule, *lines]), after))))
 
     def _repr_markdown_(self) -> str:
         return str(self)
@@ -136,12 +151,10 @@ def table(preset: str, methods: tuple[str, ...] = WAYS, where: dict | None = Non
     own = PRESETS[preset]
     head = (
         f"Ledger, preset `{preset}`: students of {own.iterations:,} iterations, {own.steps} sampling steps, "
-        f"N = {own.samples:,}\n\n"
+        f"N = {own.samples:,}"
     )
-    names = ["method", *metrics, "teacher evaluations", "seeds"]
-    lines = ["| " + " | ".join(names) + " |", "|---" + "|--:" * (len(names) - 1) + "|"]
-    lines += ["| " + " | ".join(cells) + " |" for _, cells in sorted(rows, key=lambda row: row[0].mean)]
-    return Table(head + "\n".join(lines))
+    best_first = [cells for _, cells in sorted(rows, key=lambda row: row[0].mean)]
+    return Table.of(["method", *metrics, "teacher evaluations", "seeds"], best_first, before=head)
 
 
 def write_readme(readme: Path) -> None:

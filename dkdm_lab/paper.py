@@ -16,6 +16,50 @@ from dkdm_lab import ledger
 from dkdm_lab.ledger import Spread, Table, by_seed
 from dkdm_lab.presets import PRESETS
 
+# -- who plays which part -----------------------------------------------------------------------------
+
+_TABLE_8 = {
+    "CNN": "cnn-57m",
+    "ViT": "vit-19m",
+    "student": "cnn-14m",
+    "sizes": ("cnn-57m", "cnn-44m", "cnn-32m", "cnn-24m", "cnn-14m"),
+}
+# Networks that play the paper's parts, and the iterations of Fig. 10's teachers; only CIFAR-10's sizes and
+# architectures are the paper's own. The digits' five sizes follow Table 8's: width, depth, both.
+CAST = {
+    "cifar10": {**_TABLE_8, "teachers": (50_000, 100_000, 200_000, 450_000)},
+    "imagenet32": {**_TABLE_8, "teachers": (125_000, 250_000, 500_000, 1_000_000)},
+    "celeba64": {
+        "CNN": "celeba-295m",
+        "ViT": "celeba-vit",
+        "student": "celeba-57m",
+        "sizes": ("celeba-295m", "celeba-57m"),
+        "teachers": (50_000, 100_000, 200_000, 450_000),
+    },
+    "fashion": {
+        "CNN": "fashion-teacher",
+        "ViT": "fashion-vit",
+        "student": "fashion-student",
+        "sizes": ("fashion-teacher", "fashion-6m", "fashion-2m", "fashion-student"),
+        "teachers": (2500, 5000, 10_000, 20_000),
+    },
+    "digits": {
+        "CNN": "digits-teacher",
+        "ViT": "digits-vit",
+        "student": "digits-student",
+        "sizes": ("digits-teacher", "digits-466k", "digits-290k", "digits-student", "digits-53k"),
+        "teachers": (250, 500, 1000, 2000),
+    },
+}
+FRACTIONS = (0.05, 0.10, 0.15, 0.20)  # Table 2
+RHOS = (0.05, 0.1, 0.4, 1.0)  # around Fig. 4b's; 0.4 is the preset's own
+DISCARDS = (0.0, 0.5, 0.75)  # Sec. 11 names no values
+
+
+def _m(method: str, **settings) -> dict:
+    return {"method": method, **settings}
+
+
 # -- numbers ------------------------------------------------------------------------------------------
 
 
@@ -33,10 +77,25 @@ class Number:
 
     def ours(self, preset: str) -> Spread | None:
         """Our number at a preset, over seeds; None where it was not run."""
+        if preset not in PRESETS:
+            return None
         where = self.where if preset == self.preset or self.small is None else self.small
         metric = self.metric if PRESETS[preset].features == "inception" else f"digits-{self.metric}"
         values = by_seed(preset, metric, dict(where))
         return ledger.spread(list(values.values())) if values else None
+
+    def cell(self, preset: str) -> str:
+        """Our number at a preset as it stands in a table."""
+        return str(self.ours(preset) or "not run")
+
+    @property
+    def verdict(self) -> str:
+        """Reproduced if ours, at the paper's preset, is within a tenth of it or two deviations over seeds."""
+        found = self.ours(self.preset)
+        if found is None:
+            return "not run"
+        room = max(0.1 * self.value, 0.0 if math.isnan(found.std) else 2 * found.std)
+        return VERDICTS[0] if abs(found.mean - self.value) <= room else VERDICTS[2]
 
 
 def _table_2() -> list[Number]:
@@ -62,10 +121,6 @@ def _table_2() -> list[Number]:
     return numbers
 
 
-CNN, VIT = {"teacher": "cnn-57m"}, {"teacher": "vit-19m"}
-_SMALL = {"cnn-57m": "digits-teacher", "vit-19m": "digits-vit"}  # where the paper's student is as its teacher
-
-
 def _table_5() -> list[Number]:
     cells = {  # FID of students, by teacher, student and method
         ("CNN", "CNN"): (9.64, 6.85),
@@ -73,22 +128,20 @@ def _table_5() -> list[Number]:
         ("ViT", "CNN"): (44.62, 13.17),
         ("ViT", "ViT"): (63.15, 17.86),
     }
-    ours = {"CNN": "cnn-57m", "ViT": "vit-19m"}
-    small_student = {"CNN": "digits-student", "ViT": "digits-vit"}
+    paper, small = CAST["cifar10"], CAST["digits"]
     numbers = [
         Number("Table 5", f"{kind} teacher", "FID", value, "cifar10",
-               {"method": "teacher", "teacher": ours[kind]},
-               {"method": "teacher", "teacher": _SMALL[ours[kind]]})
+               _m("teacher", teacher=paper[kind]), _m("teacher", teacher=small[kind]))
         for kind, value in (("CNN", 4.45), ("ViT", 11.30))
     ]  # fmt: skip
+    # The paper's CNN student is as large as its CNN teacher here; ours is the preset's own.
+    small_student = {"CNN": small["student"], "ViT": small["ViT"]}
     for (teacher, student), values in cells.items():
         for method, value in zip(("data-free", "dynamic"), values, strict=True):
             numbers.append(
-                Number(
-                    "Table 5", f"{student} from {teacher}, {method}", "FID", value, "cifar10",
-                    {"method": method, "teacher": ours[teacher], "student": ours[student]},
-                    {"method": method, "teacher": _SMALL[ours[teacher]], "student": small_student[student]},
-                )
+                Number("Table 5", f"{student} from {teacher}, {method}", "FID", value, "cifar10",
+                       _m(method, teacher=paper[teacher], student=paper[student]),
+                       _m(method, teacher=small[teacher], student=small_student[student]))
             )  # fmt: skip
     return numbers
 
@@ -101,15 +154,12 @@ def _table_11() -> list[Number]:
     }
     numbers = []
     for method, values in rows.items():
-        own = {} if method == "teacher" else {"student": "cnn-57m"}
-        small = {} if method == "teacher" else {"student": "digits-teacher"}
+        where, small = (
+            _m(method) if method == "teacher" else _m(method, student=CAST[preset]["CNN"])
+            for preset in ("cifar10", "digits")
+        )
         for metric, value in zip(("FID", "sFID", "FID'", "sFID'"), values, strict=True):
-            numbers.append(
-                Number(
-                    "Table 11", method, metric, value, "cifar10",
-                    {"method": method, **own}, {"method": method, **small},
-                )
-            )  # fmt: skip
+            numbers.append(Number("Table 11", method, metric, value, "cifar10", where, small))
     return numbers
 
 
@@ -122,9 +172,7 @@ def _table_9() -> list[Number]:
         ("ffhq256", "dynamic"): 55.52,
     }
     return [
-        Number(
-            "Table 9", f"{preset}, {method}", "seconds / 100 iterations", value, preset, {"method": method}
-        )
+        Number("Table 9", f"{preset}, {method}", "seconds / 100 iterations", value, preset, _m(method))
         for (preset, method), value in rows.items()
     ]
 
@@ -138,21 +186,14 @@ def beside(place: str, preset: str, metric: str | None = None, small: str = "dig
     chosen = [
         n for n in NUMBERS if n.place == place and n.preset == preset and n.metric == (metric or n.metric)
     ]
-    rows = [f"| {n.row} | {n.metric} | {n.value} | {_cell(n, preset)} | {_cell(n, small)} |" for n in chosen]
+    rows = [[n.row, n.metric, f"{n.value}", n.cell(preset), n.cell(small)] for n in chosen]
     head = (
         f"{place}, {preset}: the paper's numbers beside the ledger's (N = {PRESETS[preset].samples:,} there, "
         f"{PRESETS[small].samples:,} at `{small}`). At `{small}` the metric is that preset's own: its order "
-        "can be compared, its values cannot.\n\n"
-        f"| | metric | paper | ours, `{preset}` | ours, `{small}` |\n|---|---|--:|--:|--:|\n"
+        "can be compared, its values cannot."
     )
-    return Table(head + "\n".join(rows))
-
-
-def _cell(number: Number, preset: str) -> str:
-    if preset not in PRESETS:
-        return "not run"
-    found = number.ours(preset)
-    return "not run" if found is None else str(found)
+    names = ["", "metric", "paper", f"ours, `{preset}`", f"ours, `{small}`"]
+    return Table.of(names, rows, "llrrr", before=head)
 
 
 # -- claims -------------------------------------------------------------------------------------------
@@ -214,54 +255,6 @@ def _all(*checks: Check) -> Check:
 def _beats(better: Mapping, *others: Mapping, primes: tuple[str, str] = ("", "")) -> Check:
     """``better`` has a lower score than each of ``others``."""
     return _all(*[lambda preset, other=other: ratios(preset, better, other, primes) for other in others])
-
-
-def _m(method: str, **settings) -> dict:
-    return {"method": method, **settings}
-
-
-# Networks that play the paper's parts, and the iterations of Fig. 10's teachers; only CIFAR-10's sizes and
-# architectures are the paper's own. The digits' five sizes follow Table 8's: width, depth, both.
-CAST = {
-    "cifar10": {
-        "CNN": "cnn-57m",
-        "ViT": "vit-19m",
-        "student": "cnn-14m",
-        "sizes": ("cnn-57m", "cnn-44m", "cnn-32m", "cnn-24m", "cnn-14m"),
-        "teachers": (50_000, 100_000, 200_000, 450_000),
-    },
-    "imagenet32": {
-        "CNN": "cnn-57m",
-        "ViT": "vit-19m",
-        "student": "cnn-14m",
-        "sizes": ("cnn-57m", "cnn-44m", "cnn-32m", "cnn-24m", "cnn-14m"),
-        "teachers": (125_000, 250_000, 500_000, 1_000_000),
-    },
-    "celeba64": {
-        "CNN": "celeba-295m",
-        "ViT": "celeba-vit",
-        "student": "celeba-57m",
-        "sizes": ("celeba-295m", "celeba-57m"),
-        "teachers": (50_000, 100_000, 200_000, 450_000),
-    },
-    "fashion": {
-        "CNN": "fashion-teacher",
-        "ViT": "fashion-vit",
-        "student": "fashion-student",
-        "sizes": ("fashion-teacher", "fashion-6m", "fashion-2m", "fashion-student"),
-        "teachers": (2500, 5000, 10_000, 20_000),
-    },
-    "digits": {
-        "CNN": "digits-teacher",
-        "ViT": "digits-vit",
-        "student": "digits-student",
-        "sizes": ("digits-teacher", "digits-466k", "digits-290k", "digits-student", "digits-53k"),
-        "teachers": (250, 500, 1000, 2000),
-    },
-}
-FRACTIONS = (0.05, 0.10, 0.15, 0.20)  # Table 2
-RHOS = (0.05, 0.1, 0.4, 1.0)  # around Fig. 4b's; 0.4 is the preset's own
-DISCARDS = (0.0, 0.5, 0.75)  # Sec. 11 names no values
 
 
 def _with_cast(make: Callable[[dict], Check]) -> Check:
@@ -400,75 +393,64 @@ def _claims(chosen: list[Claim], link: bool) -> Table:
         place = f"[{claim.place}]({claim.chapter})" if link else claim.place
         rows.append([place, claim.text, *[claim.verdict(p) for p in run]])
     missing = [f"`{p}`" for p in SHOWN if p not in run]
-    note = f"\n\nNot run: {', '.join(missing)}." if missing else ""
-    return Table(_rows(["", "claim", *[f"`{p}`" for p in run]], rows) + note)
+    note = f"Not run: {', '.join(missing)}." if missing else ""
+    names = ["", "claim", *[f"`{p}`" for p in run]]
+    return Table.of(names, rows, "l" * len(names), after=note)
 
 
 def numbers(place: str) -> Table:
     """Every number of one of the paper's tables, with ours at its own preset and at `digits`."""
     rows = [
-        [
-            n.preset,
-            n.row,
-            n.metric,
-            f"{n.value:g}",
-            _cell(n, n.preset),
-            _number_verdict(n),
-            _cell(n, "digits"),
-        ]
+        [n.preset, n.row, n.metric, f"{n.value:g}", n.cell(n.preset), n.verdict, n.cell("digits")]
         for n in NUMBERS
         if n.place == place
     ]
-    return Table(_rows(["preset", "", "metric", "paper", "ours", "verdict", "`digits`"], rows))
+    return Table.of(["preset", "", "metric", "paper", "ours", "verdict", "`digits`"], rows, "lllrrlr")
 
 
-def _number_verdict(number: Number) -> str:
-    """A number is reproduced if ours is within a tenth of it, or within two deviations over seeds."""
-    found = number.ours(number.preset) if number.preset in PRESETS else None
-    if found is None:
-        return "not run"
-    room = max(0.1 * number.value, 0.0 if math.isnan(found.std) else 2 * found.std)
-    return VERDICTS[0] if abs(found.mean - number.value) <= room else VERDICTS[2]
-
-
-CURVES = (
-    ("Fig. 4a", "baseline (data-free)", _m("data-free")),
-    ("Fig. 4a", "iterative", _m("iterative")),
-    ("Fig. 4a", "shuffled", _m("shuffled")),
-    ("Fig. 4a", "dynamic, rho = 0.4", _m("dynamic")),
-    *[("Fig. 4b", f"dynamic, rho = {rho}", _m("dynamic", rho=rho)) for rho in RHOS],
-    *[
-        ("Fig. 6", f"{method}, size {size} of 5", _m(method, student=name))
-        for method in ("data-free", "dynamic")
-        for size, name in enumerate(CAST["digits"]["sizes"], 1)
-    ],
-    ("Fig. 7", "memory against rho: see the chapter on cost", None),
-    *[
-        ("Fig. 8", f"{method}, p = {p}", _m(method, discard=p))
-        for method in ("iterative", "shuffled", "dynamic")
-        for p in DISCARDS
-    ],
-    ("Fig. 9", "FID against FID', teacher", _m("teacher")),
-    ("Fig. 9", "FID against FID', student", _m("dynamic", student=CAST["digits"]["CNN"])),
-    *[
-        ("Fig. 10", f"teacher of {n} iterations", _m("dynamic", teacher_iterations=n))
-        for n in CAST["digits"]["teachers"]
-    ],
-)
+def figure_curves(preset: str) -> list[tuple[str, str, Mapping | None]]:
+    """Figure, curve and run of every curve of the paper's figures, as a preset's networks play them; no run
+    where a chapter measures it."""
+    cast = CAST[preset]
+    return [
+        ("Fig. 4a", "baseline (data-free)", _m("data-free")),
+        ("Fig. 4a", "iterative", _m("iterative")),
+        ("Fig. 4a", "shuffled", _m("shuffled")),
+        ("Fig. 4a", "dynamic, rho = 0.4", _m("dynamic")),
+        *[("Fig. 4b", f"dynamic, rho = {rho}", _m("dynamic", rho=rho)) for rho in RHOS],
+        *[
+            ("Fig. 6", f"{method}, size {size} of 5", _m(method, student=name))
+            for method in ("data-free", "dynamic")
+            for size, name in enumerate(cast["sizes"], 1)
+        ],
+        ("Fig. 7", "memory against rho: see the chapter on cost", None),
+        *[
+            ("Fig. 8", f"{method}, p = {p}", _m(method, discard=p))
+            for method in ("iterative", "shuffled", "dynamic")
+            for p in DISCARDS
+        ],
+        ("Fig. 9", "FID against FID', teacher", _m("teacher")),
+        ("Fig. 9", "FID against FID', student", _m("dynamic", student=cast["CNN"])),
+        *[
+            ("Fig. 10", f"student of teacher {number} of 4", _m("dynamic", teacher_iterations=n))
+            for number, n in enumerate(cast["teachers"], 1)
+        ],
+    ]
 
 
 def curves() -> Table:
-    """Every curve of the paper's figures, with the last score of ours at `digits`, and FID' for Fig. 9."""
-    metric, rows = PRESETS["digits"].metric, []
-    for place, what, where in CURVES:
-        found = []
-        for prime in ("", "'") if place == "Fig. 9" else ("",):
-            values = by_seed("digits", metric + prime, where) if where else {}
-            found.append(str(ledger.spread(list(values.values()))) if values else "not run")
-        rows.append([place, what, " and ".join(found) if where else "in its chapter", "not run"])
-    return Table(_rows(["figure", "curve", f"{metric} at its end", "paper's preset"], rows))
-
-
-def _rows(names: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    return "\n".join(lines + ["| " + " | ".join(cells) + " |" for cells in rows])
+    """Every curve of the paper's figures, with the last score of ours at `digits` and at the paper's own
+    preset, and FID' for Fig. 9."""
+    presets = ("digits", "cifar10")
+    rows = []
+    for of_presets in zip(*map(figure_curves, presets), strict=True):
+        place, what, run = of_presets[0]
+        primes = ("", "'") if place == "Fig. 9" else ("",)
+        cells = [
+            " and ".join(ledger.cell(preset, PRESETS[preset].metric + prime, where) for prime in primes)
+            for preset, (_, _, where) in zip(presets, of_presets, strict=True)
+            if run is not None
+        ]
+        rows.append([place, what, *(cells or ["in its chapter"] * 2)])
+    names = ["figure", "curve", *[f"{PRESETS[p].metric} at its end, `{p}`" for p in presets]]
+    return Table.of(names, rows, "llrr")

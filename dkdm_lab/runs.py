@@ -33,8 +33,8 @@ from dkdm_lab.data import (
     cache_dir,
     load_images,
     mix,
-    save_npz,
     to_uint8,
+    whole,
 )
 from dkdm_lab.evaluation import digits_classifier_hash, energy_distance, score
 from dkdm_lab.networks import Denoiser
@@ -185,8 +185,8 @@ class Run:
             progress=progress,
         )
         x = x if p.data == "toy" else to_uint8(x)
-        with _explained(self.folder):
-            save_npz(self.folder / "images.npz", x.numpy())
+        with _explained(self.folder), whole(self.folder / "images.npz") as file:
+            np.savez(file, x=x.numpy())
         cost = {"teacher_evaluations": p.synthetic_images * p.synthetic_steps}
         self._finish({"metrics": self._distance(x), **cost}, started)
 
@@ -369,14 +369,8 @@ def _commit() -> str:
 
 def write_json(file: Path, value) -> None:
     """Write JSON whole or not at all."""
-    with _explained(file.parent):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            scratch.write_text(json.dumps(value, indent=1) + "\n")
-            os.replace(scratch, file)
-        finally:
-            scratch.unlink(missing_ok=True)
+    with _explained(file.parent), whole(file) as scratch:
+        scratch.write_text(json.dumps(value, indent=1) + "\n")
 
 
 @contextlib.contextmanager

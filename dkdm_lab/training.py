@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 
 from dkdm_lab.clock import part
+from dkdm_lab.data import whole
 from dkdm_lab.diffusion import GaussianDiffusion, progress_bar
 from dkdm_lab.losses import dkdm_loss
 from dkdm_lab.networks import Denoiser
@@ -140,7 +140,6 @@ _CHECKPOINT = {"student", "optimizer", "ema", "source", "rng", "history", "itera
 
 
 def _write_checkpoint(path, student, optimizer, average, source, history, iteration, sums, counted) -> None:
-    path = Path(path)
     state = {
         "student": student.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -152,14 +151,8 @@ def _write_checkpoint(path, student, optimizer, average, source, history, iterat
         "sums": sums,
         "counted": counted,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".writing")
-    try:
-        with scratch.open("wb") as file:  # through Python's file, whose errors name their cause
-            torch.save(state, file)
-        os.replace(scratch, path)  # whole or not at all
-    finally:
-        scratch.unlink(missing_ok=True)
+    with whole(Path(path)) as scratch, scratch.open("wb") as file:  # Python's file: its errors name a cause
+        torch.save(state, file)
 
 
 def _read_checkpoint(path) -> dict:
