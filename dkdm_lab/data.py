@@ -245,12 +245,54 @@ def mix(real: Tensor, synthetic: Tensor, fraction: float, seed: int = 0) -> Tens
     return torch.cat([real[torch.randperm(len(real), generator=generator)[:n_real]], synthetic[kept]])
 
 
+NULL = -1  # where the index of a condition is expected: the null condition
+
+
+class Conditions:
+    """What samples are conditioned on: a list of class labels ``[K]`` or of text embeddings ``[K, L, D]``.
+
+    Sources keep a sample's condition as its index here. null: the condition that stands for none, shaped as
+    one of ``values``; without it nothing is dropped and nothing can be guided. dropout: the share of a batch
+    whose condition is replaced by the null one, as classifier-free guidance is trained.
+    """
+
+    def __init__(self, values: Tensor, null: Tensor | None = None, dropout: float = 0.1):
+        if len(values) == 0:
+            raise ValueError("conditions: found none, expected at least one")
+        if null is not None and null.shape != values.shape[1:]:
+            raise ValueError(
+                f"null condition: found shape {tuple(null.shape)}, expected {tuple(values.shape[1:])}"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: found {dropout}, expected a share in [0, 1)")
+        self.values, self.null, self.dropout = values, null, dropout
+        self._table = values if null is None else torch.cat([values, null[None]])  # NULL is its last row
+
+    @classmethod
+    def classes(cls, count: int, null: int | None = None, dropout: float = 0.1) -> Conditions:
+        """The labels 0 to ``count`` - 1; null: the label that stands for none."""
+        return cls(torch.arange(count), None if null is None else torch.tensor(null), dropout)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        """The conditions of these indices, :data:`NULL` among them, as the network takes them."""
+        return self._table[index]
+
+    def to(self, device: str | torch.device) -> Conditions:
+        """The same on another device."""
+        null = None if self.null is None else self.null.to(device)
+        return Conditions(self.values.to(device), null, self.dropout)
+
+
 class NoisedImages:
     """Algorithm 2's batches: real (or synthetic) samples, uniform t, fresh noise. An endless iterator.
 
     data: uint8 images ``[N, C, H, W]``, scaled to [-1, 1] batch by batch, or float samples ``[N, ...]``
     used as they are. flip: mirror each image left to right half of the time, as ADM trains. Each pass
-    over the data is a fresh permutation. Same interface as the pools.
+    over the data is a fresh permutation. conditions, labels: for a conditional network, what there is, and
+    ``[N]`` int64, which of it each sample has. Same interface as the pools.
     """
 
     def __init__(
@@ -259,13 +301,19 @@ class NoisedImages:
         data: Tensor,
         batch_size: int,
         flip: bool = False,
+        conditions: Conditions | None = None,
+        labels: Tensor | None = None,
         seed: int = 0,
         device: str | torch.device = "cpu",
     ):
         if len(data) < batch_size:
             raise ValueError(f"data: found {len(data)} samples, expected at least one batch of {batch_size}")
+        if conditions is not None and (labels is None or len(labels) != len(data)):
+            found = "None" if labels is None else len(labels)
+            raise ValueError(f"labels: found {found}, expected one for each of {len(data)} samples")
         self.diffusion, self.data, self.batch_size, self.device = diffusion, data, batch_size, device
-        self.flip = flip
+        self.flip, self.labels = flip, labels
+        self.conditions = None if conditions is None else conditions.to(device)
         self.evaluations = 0  # of a teacher; none here
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
@@ -292,7 +340,13 @@ class NoisedImages:
         noise = torch.randn(x0.shape, generator=self._generator)
         x0, t, noise = x0.to(self.device), t.to(self.device), noise.to(self.device)
         x_t = self.diffusion.q_sample(x0, t, noise)
-        return Batch(x_t, t, noise, self.diffusion.q_posterior(x0, x_t, t), observed)
+        condition = None
+        if self.conditions is not None:
+            dropped = torch.rand(len(index), generator=self._generator) < self.conditions.dropout
+            if self.conditions.null is None:
+                dropped = torch.zeros_like(dropped)
+            condition = self.conditions[torch.where(dropped, NULL, self.labels[index]).to(self.device)]
+        return Batch(x_t, t, noise, self.diffusion.q_posterior(x0, x_t, t), observed, condition)
 
     def state_dict(self) -> dict:
         """Everything that decides the next batches."""

@@ -47,7 +47,8 @@ class Batch:
     x_t: ``[B, *shape]`` noisy samples. t: ``[B]`` int64, 0-based. eps: target of the noise prediction,
     as ``x_t``. target: target of ``p(x_{t-1} | x_t)``, or None where only L_simple is trained.
     observed: True when ``x_0`` came from 8-bit images, so that ``target.mean`` at ``t = 0`` *is* ``x_0``
-    and L_vlb there is the likelihood of its 8-bit values rather than a KL.
+    and L_vlb there is the likelihood of its 8-bit values rather than a KL. condition: what each sample is
+    conditioned on, ``[B, ...]`` as the network takes it, or None.
     """
 
     x_t: Tensor
@@ -55,6 +56,7 @@ class Batch:
     eps: Tensor
     target: Gaussian | None
     observed: bool = False
+    condition: Tensor | None = None
 
 
 class Transition(NamedTuple):
@@ -71,19 +73,28 @@ class Transition(NamedTuple):
 class GaussianDiffusion:
     """The forward process of Eqs. 1-4 and the reverse process of Eqs. 5-8, 10 and 12.
 
-    betas: ``[T]`` variances of Eq. 1, in (0, 1). clip: whether reverse steps clamp the predicted
-    ``x_0`` to [-1, 1], as ADM does for pixels (never in the loss on the student's side).
+    betas: ``[T]`` variances of Eq. 1, in (0, 1); the last may be 1, as rescaling to zero terminal SNR
+    leaves it, and is then taken as 1 - 1e-12, so that ``x_0`` can still be solved for. clip: whether
+    reverse steps clamp the predicted ``x_0`` to [-1, 1], as ADM does for pixels (never in the loss on the
+    student's side), or the limit itself where it is another. variance: of a network that learns none:
+    ``"small"``, Eq. 6, or ``"large"``, beta_t.
 
     The tables are float64. Inputs and outputs are float32; the coefficients are worked out in float64
     where the device has it. t is checked on the CPU only: on a GPU the check would wait for the device.
     """
 
-    def __init__(self, betas, clip: bool = True, schedule: str = "custom"):
-        self.betas = np.asarray(betas, dtype=np.float64)
-        if self.betas.ndim != 1 or not ((self.betas > 0) & (self.betas < 1)).all():
+    def __init__(self, betas, clip: bool | float = True, schedule: str = "custom", variance: str = "small"):
+        self.betas = np.array(betas, dtype=np.float64)
+        row = self.betas.ndim == 1 and len(self.betas) > 0
+        if not row or not ((self.betas > 0) & (self.betas <= 1)).all() or (self.betas[:-1] == 1).any():
             raise ValueError(f"betas: found shape {self.betas.shape}, expected one row of numbers in (0, 1)")
+        if self.betas[-1] == 1:
+            self.betas[-1] = 1 - 1e-12
+        if variance not in ("small", "large"):
+            raise ValueError(f"variance: found {variance!r}, expected 'small' or 'large'")
         self.clip = clip
         self.schedule = schedule
+        self.variance = variance
         self.alpha_bar = np.cumprod(1.0 - self.betas)
         # Logarithms keep 1 - alpha_bar exact where alpha_bar is close to 1. Entry 0 is the clean image.
         self._log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-self.betas))])
@@ -160,11 +171,38 @@ class GaussianDiffusion:
 
     # -- the reverse process --------------------------------------------------------------------------
 
-    def predict_x0(self, x_t: Tensor, t: Tensor, eps: Tensor, clip: bool = False) -> Tensor:
-        """Eq. 4 solved for ``x_0``; clamped to [-1, 1] on request."""
+    def predict_x0(self, x_t: Tensor, t: Tensor, eps: Tensor, clip: bool | float = False) -> Tensor:
+        """Eq. 4 solved for ``x_0``; clamped to [-1, 1], or to another limit, on request."""
         at_t = self.log_alpha_bar(t)
-        x0 = _like(torch.exp(-0.5 * at_t), x_t) * x_t - _like(torch.sqrt(torch.expm1(-at_t)), x_t) * eps
-        return x0.clamp(-1, 1) if clip else x0
+        signal, noise = torch.exp(-0.5 * at_t), torch.sqrt(torch.expm1(-at_t))
+        x0 = _like(signal, x_t, eps) * x_t - _like(noise, x_t, eps) * eps
+        return x0.clamp(-float(clip), float(clip)) if clip else x0
+
+    def predict_eps(self, prediction: str, x_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
+        """The noise, from what a network predicts instead: ``"v_prediction"`` or ``"sample"``, that is x_0.
+
+        In float64: near the top of the schedule ``x_0`` is what is left when nearly all of ``x_t`` and
+        ``eps`` cancel, and :meth:`predict_x0` must find it again.
+        """
+        at_t = self.log_alpha_bar(t)
+        output = output.double()
+        signal, noise = _like(torch.exp(0.5 * at_t), output), _like(torch.sqrt(-torch.expm1(at_t)), output)
+        if prediction == "v_prediction":  # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0
+            return signal * output + noise * x_t
+        return (x_t - signal * output) / noise
+
+    def share_of(self, log_variance: Tensor, t: Tensor) -> Tensor:
+        """Eq. 12 solved for ADM's ``v``, from the logarithm of a variance."""
+        c = self.transition(t)
+        low, high = _like(c.log_beta_tilde, log_variance), _like(c.log_beta, log_variance)
+        return 2 * (log_variance - low) / (high - low) - 1
+
+    def prediction_weight(self, prediction: str, t: Tensor) -> Tensor:
+        """What a squared error of eps is to be multiplied with to be one of what the network predicts."""
+        at_t = self.log_alpha_bar(t)
+        if prediction == "v_prediction":
+            return torch.exp(-at_t)
+        return torch.expm1(-at_t) if prediction == "sample" else torch.ones_like(at_t)
 
     def p(
         self,
@@ -173,12 +211,12 @@ class GaussianDiffusion:
         eps: Tensor,
         v: Tensor | None,
         s: Tensor | None = None,
-        clip: bool = False,
+        clip: bool | float = False,
     ) -> Gaussian:
         """Eqs. 8, 10 and 12: ``p(x_s | x_t)`` from a network's outputs, ``s = t - 1`` unless given.
 
         eps: predicted noise, as ``x_t``. v: the network's variance output in [-1, 1], as ADM emits it
-        (the paper's v of Eq. 12 is ``(v + 1) / 2``); None stands for the fixed variance of Eq. 6.
+        (the paper's v of Eq. 12 is ``(v + 1) / 2``); None stands for the fixed variance.
         A different t for every sample is the ordinary case.
         """
         c = self.transition(t, s)
@@ -186,13 +224,13 @@ class GaussianDiffusion:
         mean = _like(c.coef_x0, x_t) * x0 + _like(c.coef_xt, x_t) * x_t
         low, high = _like(c.log_beta_tilde, x_t), _like(c.log_beta, x_t)
         if v is None:
-            return Gaussian(mean, low.expand_as(x_t))
+            return Gaussian(mean, (low if self.variance == "small" else high).expand_as(x_t))
         share = (v + 1) / 2
         return Gaussian(mean, share * high + (1 - share) * low)
 
     def step(self, p: Gaussian, s: Tensor, noise: Tensor) -> Tensor:
         """Algorithm 3, line 4: ``x_s ~ p``; no noise where ``s`` is -1, the clean image."""
-        return p.sample(_like(s >= 0, noise) * noise)
+        return p.sample(_like(s >= 0, noise) * noise).to(noise.dtype)
 
     def ddim(self, x_t: Tensor, t: Tensor, eps: Tensor, s: Tensor) -> Tensor:
         """Song et al.'s deterministic step (eta = 0) from ``t`` to ``s``."""
@@ -201,7 +239,8 @@ class GaussianDiffusion:
         if self.clip:  # the noise that agrees with the clamped x0
             x0_scaled = _like(torch.exp(0.5 * at_t), x_t) * x0
             eps = (x_t - x0_scaled) / _like(torch.sqrt(-torch.expm1(at_t)), x_t)
-        return _like(torch.exp(0.5 * at_s), x_t) * x0 + _like(torch.sqrt(-torch.expm1(at_s)), x_t) * eps
+        x_s = _like(torch.exp(0.5 * at_s), x_t) * x0 + _like(torch.sqrt(-torch.expm1(at_s)), x_t) * eps
+        return x_s.to(x_t.dtype)
 
     # -- sampling -------------------------------------------------------------------------------------
 
@@ -224,11 +263,12 @@ class GaussianDiffusion:
     @torch.no_grad()
     def sample(
         self,
-        denoiser: Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]],
+        denoiser: Callable[..., tuple[Tensor, Tensor | None]],
         n: int,
         steps: int | None = None,
         *,
         shape: tuple[int, ...] | None = None,
+        condition: Tensor | None = None,
         method: str = "ddpm",
         batch_size: int = 256,
         seed: int = 0,
@@ -238,9 +278,12 @@ class GaussianDiffusion:
     ) -> Tensor:
         """Draw ``n`` samples with Algorithm 3, respaced to ``steps`` levels, or with DDIM.
 
-        shape: of one sample; the denoiser's own ``shape`` unless given. callback: called as
-        ``callback(s, x_s)`` after every step. Returns ``[n, *shape]`` float32 on the CPU.
+        shape: of one sample; the denoiser's own ``shape`` unless given. condition: ``[n, ...]``, for a
+        denoiser that takes one. callback: called as ``callback(s, x_s)`` after every step. Returns
+        ``[n, *shape]`` float32 on the CPU.
         """
+        if condition is not None and len(condition) != n:
+            raise ValueError(f"condition: found {len(condition)}, expected one for each of {n} samples")
         shape = tuple(shape if shape is not None else denoiser.shape)
         levels = self.timesteps(steps, method)
         generator = torch.Generator(device).manual_seed(seed)
@@ -248,10 +291,11 @@ class GaussianDiffusion:
         for start in progress_bar(range(0, n, batch_size), desc="sampling", show=progress):
             size = min(batch_size, n - start)
             x = torch.randn(size, *shape, generator=generator, device=device)
+            given = () if condition is None else (condition[start : start + size].to(device),)
             for t_level, s_level in zip(levels[::-1], [*levels[-2::-1], -1], strict=True):
                 t = torch.full((size,), t_level, device=device)
                 s = torch.full((size,), s_level, device=device)
-                eps, v = denoiser(x, t)
+                eps, v = denoiser(x, t, *given)
                 if method == "ddim":
                     x = self.ddim(x, t, eps, s)
                 else:
@@ -270,6 +314,7 @@ def progress_bar(*arguments, show: bool, **options) -> tqdm:
     return tqdm(*arguments, leave=False, disable=hidden, **options)
 
 
-def _like(values: Tensor, x: Tensor) -> Tensor:
-    """``[B]`` coefficients as ``x``'s dtype, shaped to multiply it."""
-    return values.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+def _like(values: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:
+    """``[B]`` coefficients as ``x``'s dtype, or that of ``x`` and ``y`` together, shaped to multiply it."""
+    dtype = x.dtype if y is None else torch.result_type(x, y)
+    return values.to(dtype).view(-1, *[1] * (x.ndim - 1))

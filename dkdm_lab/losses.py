@@ -42,14 +42,22 @@ def vlb_loss(diffusion: GaussianDiffusion, batch: Batch, eps: Tensor, v: Tensor)
 
 
 def dkdm_loss(
-    diffusion: GaussianDiffusion, batch: Batch, eps: Tensor, v: Tensor | None, weight: float = 1.0
+    diffusion: GaussianDiffusion,
+    batch: Batch,
+    eps: Tensor,
+    v: Tensor | None,
+    weight: float = 1.0,
+    prediction: str = "epsilon",
 ) -> Losses:
     """L_hybrid (Eq. 13) and L_DKDM (Eq. 19): ``simple + weight * vlb``.
 
     weight: the paper's lambda; 1, with L_vlb in bits per dimension and step, is ADM's and the authors'.
     Without a variance output (``v`` None) or a target for it, ``vlb`` is zero: L_simple alone (Sec. 4.1).
+    prediction: what the student predicts; ``simple`` is the squared error of that.
     """
     simple = simple_loss(batch, eps)
+    if prediction != "epsilon":
+        simple = simple * diffusion.prediction_weight(prediction, batch.t)
     if v is None or batch.target is None:
         return Losses(simple, torch.zeros_like(simple), simple)
     vlb = vlb_loss(diffusion, batch, eps, v)

@@ -1,5 +1,5 @@
 """Networks: the paper's by name, small ones for the book, and the ``Denoiser`` that makes any of them,
-and any checkpoint, answer ``(x_t, t) -> eps, v``.
+and any checkpoint of diffusers, answer ``(x_t, t) -> eps, v``.
 
 The CNNs are ADM's, written as configurations of diffusers' ``UNet2DModel``, equal to the authors' to
 the last parameter (Tables 6, 8); the DiT is Table 10's.
@@ -7,17 +7,27 @@ the last parameter (Tables 6, 8); the DiT is Table 10's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import re
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, ModelMixin, UNet2DModel
+from diffusers import (
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    ModelMixin,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import LabelEmbedding
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from huggingface_hub import snapshot_download
 from timm.layers import Mlp, PatchEmbed
@@ -27,25 +37,47 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dkdm_lab.diffusion import GaussianDiffusion
 
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
 
 class Denoiser(nn.Module):
-    """Any network as the book's denoiser: ``eps, v = denoiser(x_t, t)``.
+    """Any network as the book's denoiser: ``eps, v = denoiser(x_t, t)``, or ``denoiser(x_t, t, condition)``.
 
     network: called as ``network(x, t).sample`` with ``out_channels`` 2C (learned variance: the second
     half is ``v`` in [-1, 1]) or C (``v`` is None). x_t: ``[B, C, ...]``; t: ``[B]`` int64, 0-based.
+    condition: class labels ``[B]`` int64 or text embeddings ``[B, L, D]``, for networks that take them.
+
+    diffusion: the process it was trained for, as its scheduler says; None for a bare network.
+    prediction: what it predicts, one of :data:`PREDICTIONS`; eps is worked out from it. variance:
+    ``"learned_range"``, ADM's and the book's; or ``"learned"``, where its second half is the variance itself.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(
+        self,
+        network: nn.Module,
+        diffusion: GaussianDiffusion | None = None,
+        prediction: str = "epsilon",
+        variance: str = "learned_range",
+    ):
         super().__init__()
         self.network = network
         config = network.config
         self.channels = config.in_channels
-        if config.out_channels not in (self.channels, 2 * self.channels):
+        outputs = config.out_channels or self.channels
+        if outputs not in (self.channels, 2 * self.channels):
             raise ValueError(
-                f"network: found {config.out_channels} output channels, expected {self.channels} "
+                f"network: found {outputs} output channels, expected {self.channels} "
                 f"(eps) or {2 * self.channels} (eps and v)"
             )
-        self.learns_variance = config.out_channels == 2 * self.channels
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction: found {prediction!r}, expected one of {PREDICTIONS}")
+        self.learns_variance = outputs == 2 * self.channels
+        self.diffusion, self.prediction, self.variance = diffusion, prediction, variance
+        if diffusion is None and (prediction, variance) != ("epsilon", "learned_range"):
+            raise ValueError(f"diffusion: found None, expected the process, to read {prediction}, {variance}")
+        for module in network.modules():
+            if isinstance(module, LabelEmbedding):
+                module.dropout_prob = 0.0  # sources drop conditions, and know which
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -57,84 +89,176 @@ class Denoiser(nn.Module):
         return (self.channels, height, width)
 
     @property
+    def condition(self) -> str | None:
+        """What it is conditioned on: ``"class"``, ``"text"`` or None."""
+        if isinstance(self.network, UNet2DConditionModel):
+            return "text"
+        config = self.network.config
+        classes = config.get("num_class_embeds") or config.get("num_embeds_ada_norm")
+        return "class" if classes else None
+
+    @property
     def parameter_count(self) -> int:
         """Trainable and fixed parameters together, as the paper counts them."""
         return sum(p.numel() for p in self.parameters())
 
-    def forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x_t: Tensor, t: Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         if x_t.ndim < 2 or x_t.shape[1] != self.channels:
             raise ValueError(f"x_t: found shape {tuple(x_t.shape)}, expected [B, {self.channels}, ...]")
-        out = self.network(x_t, t).sample
-        return tuple(out.chunk(2, dim=1)) if self.learns_variance else (out, None)
+        if (condition is None) != (self.condition is None):
+            found = "None" if condition is None else f"shape {tuple(condition.shape)}"
+            raise ValueError(f"condition: found {found}, but the network takes {self.condition or 'none'}")
+        names = {"class": "class_labels", "text": "encoder_hidden_states"}
+        given = {} if condition is None else {names[self.condition]: condition}
+        out = self.network(x_t, t, **given).sample
+        out, v = out.chunk(2, dim=1) if self.learns_variance else (out, None)
+        if self.prediction != "epsilon":
+            out = self.diffusion.predict_eps(self.prediction, x_t, t, out)
+        if v is not None and self.variance == "learned":
+            v = self.diffusion.share_of(v.clamp(min=1e-20).log(), t)
+        return out, v
 
     def save_pretrained(self, folder: str | Path, diffusion: GaussianDiffusion) -> None:
         """Write diffusers' own folder format, so that ``DDPMPipeline.from_pretrained(folder)`` samples it.
 
-        The folder appears whole or not at all. A network diffusers does not know (MLP, DiT) is written
-        in the same layout, ``unet/`` and ``scheduler/``, and read back by :meth:`from_pretrained`.
+        The folder appears whole or not at all. A network that ``DDPMPipeline`` cannot sample (MLP, DiT, a
+        conditional one) is written in the same layout, ``unet/`` and ``scheduler/``, and read back by
+        :meth:`from_pretrained`.
         """
         folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         scheduler = ddpm_scheduler(diffusion, self.learns_variance)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            new = Path(scratch) / "new"
-            if isinstance(self.network, UNet2DModel):
+        with whole_folder(folder) as new:
+            if isinstance(self.network, UNet2DModel) and self.condition is None:
                 DDPMPipeline(self.network, scheduler).save_pretrained(new)
             else:
                 self.network.save_pretrained(new / "unet")
                 scheduler.save_pretrained(new / "scheduler")
-            if folder.exists():
-                shutil.rmtree(folder)
-            new.rename(folder)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Denoiser:
         """Load a diffusers pipeline or model folder, or a Hub id; in eval mode.
 
-        Errors: FileNotFoundError where nothing is found; ValueError for a foreign, truncated
-        or unsupported checkpoint, naming the file.
+        Its scheduler's configuration says what the network predicts and becomes its ``diffusion``; a model
+        folder without a scheduler is taken to predict eps. Errors: FileNotFoundError where nothing is found;
+        ValueError for a foreign, truncated or unsupported checkpoint, naming the file.
         """
-        local = Path(path)
-        if local.suffix in (".pt", ".pth"):
-            raise ValueError(f"{path}: an ADM checkpoint is a bare list of weights; read it with load_adm()")
-        if not local.exists():  # a Hub id: fetched into the Hub's cache, then checked like any folder
-            try:
-                local = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
-            except Exception as error:  # the Hub's client raises many kinds, by cause
-                raise FileNotFoundError(
-                    f"{path}: found neither a folder here nor such a model on the Hub ({error})"
-                ) from error
-        _refuse_other_predictions(local / "scheduler" / "scheduler_config.json")
-        folder = local / "unet" if (local / "unet").is_dir() else local
-        config_file = folder / "config.json"
-        if not config_file.is_file():
-            raise ValueError(f"{local}: found no config.json, expected a diffusers model or pipeline folder")
-        name = json.loads(config_file.read_text()).get("_class_name")
-        classes = {c.__name__: c for c in (UNet2DModel, DiT, MLP)}
-        if name not in classes:
-            raise ValueError(
-                f"{config_file}: found network class {name!r}, expected one of {sorted(classes)}"
-            )
-        try:
-            network, info = classes[name].from_pretrained(
-                folder, output_loading_info=True, low_cpu_mem_usage=False, use_safetensors=True
-            )
-        except Exception as error:  # diffusers raises many kinds here; one clear kind leaves
-            raise ValueError(f"{folder}: the checkpoint cannot be read ({error})") from error
-        wrong = {
-            k: v for k, v in info.items() if v and k in ("missing_keys", "unexpected_keys", "mismatched_keys")
-        }
-        if wrong:
-            raise ValueError(f"{folder}: weights and config.json do not agree: {wrong}")
-        return cls(network).eval()
+        local = find_folder(path)
+        diffusion, options = None, {}
+        if (local / "scheduler").is_dir():
+            scheduler = read_scheduler(local / "scheduler")
+            diffusion = diffusion_of(scheduler)
+            learned = scheduler.config.get("variance_type") == "learned"
+            options["prediction"] = scheduler.config.get("prediction_type", "epsilon")
+            options["variance"] = "learned" if learned else "learned_range"
+        folder = next((f for name in ("unet", "transformer") if (f := local / name).is_dir()), local)
+        return cls(read_model(folder, _NETWORK_CLASSES), diffusion, **options).eval()
 
 
-def _refuse_other_predictions(scheduler_file: Path) -> None:
-    """A teacher that predicts v or x_0 would be read as eps and quietly distil nonsense."""
-    if scheduler_file.is_file():
-        found = json.loads(scheduler_file.read_text()).get("prediction_type", "epsilon")
-        if found != "epsilon":
-            raise ValueError(f"{scheduler_file}: found prediction_type {found!r}, expected 'epsilon'")
+class Guided:
+    """Classifier-free guidance: ``eps = eps(null) + scale * (eps(condition) - eps(null))``; v is that of the
+    condition. Called as the denoiser it wraps, with twice the cost. null: the condition that stands for none.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float, null: Tensor):
+        self.denoiser, self.scale, self.null = denoiser, scale, null
+        self.shape = denoiser.shape
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        null = self.null.to(condition.device).expand_as(condition)
+        eps, v = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([condition, null]))
+        with_condition, without = eps.chunk(2)
+        guided = without + self.scale * (with_condition - without)
+        return guided, None if v is None else v.chunk(2)[0]
+
+
+# -- reading and writing diffusers' folders -----------------------------------------------------------
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A path to write a folder to instead of ``folder``, and taken for it when the block ends."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        yield Path(scratch) / "new"
+        if folder.exists():
+            shutil.rmtree(folder)
+        (Path(scratch) / "new").rename(folder)
+
+
+def find_folder(path: str | Path) -> Path:
+    """A folder here, or what a Hub id names, fetched into the Hub's cache."""
+    local = Path(path)
+    if local.suffix in (".pt", ".pth", ".ckpt"):
+        raise ValueError(
+            f"{path}: a bare list of weights, not diffusers' folder; read it with load_adm() or load_ldm()"
+        )
+    if local.exists():
+        return local
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=_HUB_FILES))
+    except Exception as error:  # the Hub's client raises many kinds, by cause
+        raise FileNotFoundError(
+            f"{path}: found neither a folder here nor such a model on the Hub ({error})"
+        ) from error
+
+
+# Not a repository's single-file copies in other formats, which lie at its root or are named otherwise.
+_HUB_FILES = ["*.json", "*.txt", "*/diffusion_pytorch_model*", "*/model*", "diffusion_pytorch_model*"]
+
+
+def read_model(folder: Path, classes: Mapping[str, type]) -> nn.Module:
+    """The model of a diffusers folder, one of ``classes`` by the names that config.json may give.
+
+    Strict: a weight missing or left over is an error. Weights saved as pickles are read without running
+    what they say.
+    """
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise ValueError(f"{folder}: found no config.json, expected a diffusers model or pipeline folder")
+    name = json.loads(config_file.read_text()).get("_class_name")
+    if name not in classes:
+        raise ValueError(f"{config_file}: found network class {name!r}, expected one of {sorted(classes)}")
+    try:
+        model, info = classes[name].from_pretrained(folder, output_loading_info=True, low_cpu_mem_usage=False)
+    except Exception as error:  # diffusers raises many kinds here; one clear kind leaves
+        raise ValueError(f"{folder}: the checkpoint cannot be read ({error})") from error
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    if wrong := {kind: keys for kind, keys in info.items() if keys and kind in kinds}:
+        raise ValueError(f"{folder}: weights and config.json do not agree: {wrong}")
+    return model
+
+
+def read_scheduler(folder: Path):
+    """The scheduler of a pipeline, by its own class; ValueError for one that is no Gaussian diffusion in
+    discrete steps, or that predicts or clips what the book has no terms for."""
+    file = folder / "scheduler_config.json"
+    try:
+        name = json.loads(file.read_text()).get("_class_name")
+        scheduler = getattr(diffusers, str(name)).from_pretrained(folder)
+    except Exception as error:
+        raise ValueError(f"{file}: the scheduler cannot be read ({error})") from error
+    if not hasattr(scheduler, "betas"):
+        raise ValueError(f"{file}: found {name}, expected a scheduler with betas (DDPM, DDIM, PNDM, ...)")
+    found = scheduler.config.get("prediction_type", "epsilon")
+    if found not in PREDICTIONS:
+        raise ValueError(f"{file}: found prediction_type {found!r}, expected one of {PREDICTIONS}")
+    if scheduler.config.get("thresholding"):
+        raise ValueError(f"{file}: found thresholding, expected clip_sample or none")
+    return scheduler
+
+
+def diffusion_of(scheduler) -> GaussianDiffusion:
+    """The process that a diffusers scheduler was configured for: its betas, clipping and fixed variance."""
+    config = scheduler.config
+    large = str(config.get("variance_type")).startswith("fixed_large")
+    return GaussianDiffusion(
+        scheduler.betas.double().numpy(),
+        clip=config.get("clip_sample", False) and config.get("clip_sample_range", 1.0),
+        schedule=config.get("beta_schedule", "custom"),
+        variance="large" if large else "small",
+    )
 
 
 def ddpm_scheduler(diffusion: GaussianDiffusion, learned_variance: bool) -> DDPMScheduler:
@@ -288,6 +412,12 @@ class MLP(ModelMixin, ConfigMixin):
         return UNet2DOutput(sample=self.last(nn.functional.silu(x)))
 
 
+_NETWORK_CLASSES = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, DiT, MLP)} | {
+    "DiTTransformer2DModel": DiTTransformer2DModel,
+    "Transformer2DModel": DiTTransformer2DModel,  # its name in pipelines before diffusers 0.29
+}
+
+
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
     """Sinusoids of ``t``, cosines first, as in ADM and DiT; ``[B, width]``."""
     half = width // 2
@@ -376,135 +506,3 @@ def flops(name: str) -> int:
         network = build(name)
         network(torch.empty(1, *network.shape), torch.empty(1, dtype=torch.int64))
     return counter.get_total_flops()
-
-
-# -- ADM checkpoints ----------------------------------------------------------------------------------
-
-
-def load_adm(
-    path: str | Path, size: int = 32, head_channels: int = 32, new_attention_order: bool = True
-) -> Denoiser:
-    """Read a checkpoint of ADM, DDPM-IP or the DKDM authors (``.pt``); in eval mode.
-
-    The architecture is read from the weights, but for what weights cannot tell: the ``size`` of
-    the images in pixels, ``head_channels``, and the order of q, k and v in the attention (new: all q, all
-    k, all v; legacy: interleaved per head).
-    The authors' networks use the new order. Every key must be used once; ValueError otherwise.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint of plain weights ({error})") from error
-    if not (isinstance(state, dict) and "input_blocks.0.0.weight" in state):
-        raise ValueError(f"{path}: found no 'input_blocks.0.0.weight', expected an ADM U-Net's weights")
-    try:
-        return Denoiser(adm_to_unet(state, size, head_channels, new_attention_order)).eval()
-    except (ValueError, RuntimeError) as error:  # RuntimeError is torch's, where shapes do not fit
-        raise ValueError(f"{path}: {error}") from error
-
-
-def adm_to_unet(
-    state: dict[str, Tensor], size: int, head_channels: int, new_attention_order: bool
-) -> UNet2DModel:
-    """An ADM state dict as a ``UNet2DModel`` with the same outputs; strict in both directions."""
-    left = {key: value.float() for key, value in state.items() if isinstance(value, Tensor)}
-    try:
-        layout = _adm_layout(left, size)
-    except KeyError as error:
-        raise ValueError(f"ADM checkpoint: {error.args[0]} is missing") from error
-    network = adm_unet(**layout, head_channels=head_channels)
-    weights: dict[str, Tensor] = {}
-
-    def take(key: str) -> Tensor:
-        if key not in left:
-            raise ValueError(f"ADM checkpoint: {key} is missing")
-        return left.pop(key)
-
-    def move(old: str, new: str) -> None:
-        for part in ("weight", "bias"):
-            weights[f"{new}.{part}"] = take(f"{old}.{part}")
-
-    def resnet(old: str, new: str) -> None:
-        move(f"{old}.in_layers.0", f"{new}.norm1")
-        move(f"{old}.in_layers.2", f"{new}.conv1")
-        move(f"{old}.emb_layers.1", f"{new}.time_emb_proj")
-        move(f"{old}.out_layers.0", f"{new}.norm2")
-        move(f"{old}.out_layers.3", f"{new}.conv2")
-        if f"{old}.skip_connection.weight" in left:
-            move(f"{old}.skip_connection", f"{new}.conv_shortcut")
-
-    def attention(old: str, new: str) -> None:
-        move(f"{old}.norm", f"{new}.group_norm")
-        move(f"{old}.proj_out", f"{new}.to_out.0")
-        weights[f"{new}.to_out.0.weight"] = weights[f"{new}.to_out.0.weight"].squeeze(-1)
-        for part in ("weight", "bias"):
-            qkv = take(f"{old}.qkv.{part}")
-            qkv = qkv.squeeze(-1) if part == "weight" else qkv
-            if new_attention_order:
-                q, k, v = qkv.chunk(3)
-            else:
-                heads = qkv.unflatten(0, (-1, 3, head_channels))  # one row of q, k, v a head
-                q, k, v = (heads[:, i].flatten(0, 1) for i in range(3))
-            for letter, value in zip("qkv", (q, k, v), strict=True):
-                weights[f"{new}.to_{letter}.{part}"] = value
-
-    levels, blocks = len(layout["multipliers"]), layout["blocks"]
-    with_attention = [layout["size"] >> level in layout["attention"] for level in range(levels)]
-    move("time_embed.0", "time_embedding.linear_1")
-    move("time_embed.2", "time_embedding.linear_2")
-    move("input_blocks.0.0", "conv_in")
-    number = 1
-    for level in range(levels):
-        for block in range(blocks):
-            resnet(f"input_blocks.{number}.0", f"down_blocks.{level}.resnets.{block}")
-            if with_attention[level]:
-                attention(f"input_blocks.{number}.1", f"down_blocks.{level}.attentions.{block}")
-            number += 1
-        if level < levels - 1:
-            resnet(f"input_blocks.{number}.0", f"down_blocks.{level}.downsamplers.0")
-            number += 1
-    resnet("middle_block.0", "mid_block.resnets.0")
-    attention("middle_block.1", "mid_block.attentions.0")
-    resnet("middle_block.2", "mid_block.resnets.1")
-    number = 0
-    for up, level in enumerate(reversed(range(levels))):
-        for block in range(blocks + 1):
-            resnet(f"output_blocks.{number}.0", f"up_blocks.{up}.resnets.{block}")
-            if with_attention[level]:
-                attention(f"output_blocks.{number}.1", f"up_blocks.{up}.attentions.{block}")
-            if level > 0 and block == blocks:  # the upsampler is the last part of the level's last block
-                part = 2 if with_attention[level] else 1
-                resnet(f"output_blocks.{number}.{part}", f"up_blocks.{up}.upsamplers.0")
-            number += 1
-    move("out.0", "conv_norm_out")
-    move("out.2", "conv_out")
-    if left:
-        raise ValueError(f"ADM checkpoint: {len(left)} keys have no place, the first is {next(iter(left))!r}")
-    network.load_state_dict(weights, strict=True)
-    return network
-
-
-def _adm_layout(state: dict[str, Tensor], size: int) -> dict:
-    """The arguments of :func:`adm_unet` that an ADM state dict implies, given the size of its images."""
-    channels, in_channels = state["input_blocks.0.0.weight"].shape[:2]
-    numbers = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("input_blocks."))
-    # A second residual block within an output block is an upsampler: one a level, but for the last.
-    upsamplers = [k for k in state if re.fullmatch(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight", k)]
-    levels = 1 + len(upsamplers)
-    firsts = [f"input_blocks.{1 + level * (numbers // levels)}" for level in range(levels)]
-    missing = [first for first in firsts if f"{first}.0.out_layers.3.weight" not in state]
-    if numbers % levels or missing:
-        raise ValueError("ADM checkpoint: its blocks fit no ADM U-Net whose up- and downsampling are blocks")
-    return {
-        "channels": channels,
-        "multipliers": tuple(
-            state[f"{first}.0.out_layers.3.weight"].shape[0] // channels for first in firsts
-        ),
-        "blocks": numbers // levels - 1,
-        "attention": tuple(size >> n for n, first in enumerate(firsts) if f"{first}.1.qkv.weight" in state),
-        "size": size,
-        "in_channels": in_channels,
-        "learned_variance": state["out.2.weight"].shape[0] == 2 * in_channels,
-    }

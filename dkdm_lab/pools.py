@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from dkdm_lab.clock import part
-from dkdm_lab.diffusion import Batch, GaussianDiffusion, progress_bar
+from dkdm_lab.data import NULL, Conditions
+from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion, progress_bar
 
 WARMUPS = ("full", "respaced", "harvest")
+Answer = tuple[Tensor, Tensor | None]  # a denoiser's eps and v
 
 
 class Pool:
@@ -27,6 +29,12 @@ class Pool:
     the teacher's own by default. discard: probability p that a turn's batch is not shown to the student
     (Sec. 11); the teacher denoises it all the same. evaluations: teacher evaluations so far, in samples.
     The pool fills itself at the first batch, or when :meth:`fill` is called.
+
+    conditions: what a conditional teacher's samples are conditioned on. Each fresh sample draws one and
+    keeps it on its way down. guidance: the scale of the teacher's classifier-free guidance while the samples
+    move. The student is never shown guided targets: a batch has each sample's condition with the teacher's
+    answer to it, or, for a share ``conditions.dropout`` of them, the null condition with the teacher's
+    answer to that; so it can be guided as its teacher can.
     """
 
     def __init__(
@@ -39,6 +47,8 @@ class Pool:
         warmup: str | None,
         shape: tuple[int, ...] | None = None,
         discard: float = 0.0,
+        conditions: Conditions | None = None,
+        guidance: float = 1.0,
         seed: int = 0,
         device: str | torch.device = "cpu",
     ):
@@ -51,12 +61,21 @@ class Pool:
             raise ValueError(f"warmup: found {warmup!r}, expected one of {WARMUPS}")
         if not 0 <= discard < 1:
             raise ValueError(f"discard: found {discard}, expected a probability in [0, 1)")
+        takes = getattr(teacher, "condition", None)
+        if (conditions is None) != (takes is None):
+            found = "None" if conditions is None else f"{len(conditions)} of them"
+            raise ValueError(f"conditions: found {found}, but the teacher takes {takes or 'none'}")
+        if guidance != 1 and (conditions is None or conditions.null is None):
+            raise ValueError(f"guidance: found {guidance}, expected 1 where there is no null condition")
         self.diffusion, self.teacher = diffusion, teacher.eval()
         self.batch_size, self.size, self.warmup, self.discard = batch_size, size, warmup, discard
         self.shape, self.device = tuple(shape or native), torch.device(device)
+        self.conditions = None if conditions is None else conditions.to(self.device)
+        self.guidance = guidance
         self.evaluations = 0
         self.x: Tensor | None = None
         self.t: Tensor | None = None
+        self.c: Tensor | None = None  # which condition each sample has
         self._generator = torch.Generator(self.device).manual_seed(seed)
 
     def __iter__(self) -> Pool:
@@ -68,14 +87,15 @@ class Pool:
         while True:
             index = self._select()
             x_t, t = self.x[index], self.t[index]
-            eps, v = self._evaluate(x_t, t)  # the one evaluation: target and next sample
-            target = self.diffusion.p(x_t, t, eps, v, clip=self.diffusion.clip)
-            self._replace(index, self.diffusion.step(target, t - 1, self._noise(len(t))), t - 1)
-            if (
-                self.discard == 0
-                or torch.rand((), generator=self._generator, device=self.device) >= self.discard
-            ):
-                return Batch(x_t, t, eps, target if v is not None else None)
+            c = None if self.c is None else self.c[index]
+            shown, c, moved = self._answers(x_t, t, c)
+            target = self._p(x_t, t, shown)
+            p = target if moved is shown else self._p(x_t, t, moved)
+            self._replace(index, self.diffusion.step(p, t - 1, self._noise(len(t))), t - 1)
+            if self.discard == 0 or self._uniform(()) >= self.discard:
+                eps, v = shown
+                condition = None if c is None else self.conditions[c]
+                return Batch(x_t, t, eps, None if v is None else target, condition=condition)
 
     @torch.no_grad()
     def fill(self, progress: bool = False) -> None:
@@ -83,6 +103,8 @@ class Pool:
         if self.x is not None:
             return
         top = self.diffusion.T - 1
+        if self.conditions is not None:
+            self.c = self._draw(self.size)
         if self.warmup is None:
             self.x, self.t = self._noise(self.size), torch.full((self.size,), top, device=self.device)
             return
@@ -91,25 +113,32 @@ class Pool:
             self.x, self.t = fill[self.warmup](bar)
 
     def state_dict(self) -> dict:
-        """Everything that decides the next batches: samples, levels, generator, count."""
+        """Everything that decides the next batches: samples, levels, conditions, generator, count."""
         return {
-            "x": None if self.x is None else self.x.clone(),  # the pool changes its samples in place
-            "t": None if self.t is None else self.t.clone(),
+            **{
+                name: None if value is None else value.clone()  # the pool changes its samples in place
+                for name, value in (("x", self.x), ("t", self.t), ("c", self.c))
+            },
             "generator": self._generator.get_state(),
             "evaluations": self.evaluations,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on exactly where :meth:`state_dict` was taken; the sizes must agree."""
-        keys = {"x", "t", "generator", "evaluations"}
+        keys = {"x", "t", "c", "generator", "evaluations"}
         if state.keys() != keys:
             raise ValueError(f"pool state: found {sorted(state)}, expected {sorted(keys)}")
-        x, t = state["x"], state["t"]
+        x = state["x"]
         expected = (self.size, *self.shape)
         if x is not None and tuple(x.shape) != expected:
             raise ValueError(f"pool state: found samples of shape {tuple(x.shape)}, expected {expected}")
-        self.x = None if x is None else x.to(self.device, copy=True)
-        self.t = None if t is None else t.to(self.device, copy=True)
+        if x is not None and (state["c"] is None) != (self.conditions is None):
+            found, here = ("no" if given is None else "some" for given in (state["c"], self.conditions))
+            raise ValueError(f"pool state: found {found} conditions, expected {here}")
+        self.x, self.t, self.c = (
+            None if value is None else value.to(self.device, copy=True)
+            for value in (x, state["t"], state["c"])
+        )
         self._generator.set_state(state["generator"].cpu())
         self.evaluations = state["evaluations"]
 
@@ -124,14 +153,49 @@ class Pool:
         finished = t < 0
         x = torch.where(finished.view(-1, *[1] * (x.ndim - 1)), self._noise(len(t)), x)
         self.x[index], self.t[index] = x, torch.where(finished, self.diffusion.T - 1, t)
+        if self.c is not None:
+            self.c[index] = torch.where(finished, self._draw(len(t)), self.c[index])
 
-    def _evaluate(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _answers(self, x_t: Tensor, t: Tensor, c: Tensor | None) -> tuple[Answer, Tensor | None, Answer]:
+        """The teacher's answer to show, the conditions it belongs to, and the answer to move by.
+
+        Without guidance and null condition they are one evaluation: target and next sample.
+        """
+        own = self._evaluate(x_t, t, c)
+        if c is None or self.conditions.null is None:
+            return own, c, own
+        dropped = self._uniform(c.shape) < self.conditions.dropout
+        asked = dropped if self.guidance == 1 else torch.ones_like(dropped)
+        if not asked.any():  # networks with attention take no empty batch
+            return own, c, own
+        null = self._evaluate(x_t[asked], t[asked], torch.full_like(c[asked], NULL))
+        moved = own if self.guidance == 1 else self._guide(own, null)
+        shown = [None if output is None else output.clone() for output in own]
+        for output, without in zip(shown, null, strict=True):
+            if output is not None:
+                output[dropped] = without[dropped[asked]]
+        return tuple(shown), torch.where(dropped, NULL, c), moved
+
+    def _guide(self, own: Answer, null: Answer) -> Answer:
+        return null[0] + self.guidance * (own[0] - null[0]), own[1]
+
+    def _evaluate(self, x_t: Tensor, t: Tensor, c: Tensor | None) -> Answer:
         self.evaluations += len(t)
         with part("teacher"):
-            return self.teacher(x_t, t)
+            return self.teacher(x_t, t) if c is None else self.teacher(x_t, t, self.conditions[c])
+
+    def _p(self, x_t: Tensor, t: Tensor, answer: Answer, s: Tensor | None = None) -> Gaussian:
+        return self.diffusion.p(x_t, t, *answer, s, clip=self.diffusion.clip)
+
+    def _draw(self, n: int) -> Tensor:
+        """Fresh conditions, evenly from all there are."""
+        return torch.randint(len(self.conditions), (n,), generator=self._generator, device=self.device)
 
     def _noise(self, n: int) -> Tensor:
         return torch.randn(n, *self.shape, generator=self._generator, device=self.device)
+
+    def _uniform(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=self._generator, device=self.device)
 
     # -- the shuffle denoise --------------------------------------------------------------------------
 
@@ -151,7 +215,8 @@ class Pool:
             moving = (goal < level).nonzero()[:, 0]
             if len(moving) == 0:  # networks with attention take no empty batch
                 break
-            x[moving] = self._jump(x[moving], level, goal[moving].clamp(min=below), bar)
+            c = None if self.c is None else self.c[moving]
+            x[moving] = self._jump(x[moving], level, goal[moving].clamp(min=below), c, bar)
         return x, goal
 
     def _fill_harvest(self, bar, steps: int = 10) -> tuple[Tensor, Tensor]:
@@ -165,26 +230,31 @@ class Pool:
         edges = [round(T * k / steps) for k in range(steps + 1)] if T > steps else list(range(T + 1))
         # One uniform draw from each of n equal strata: uniform over all, and even over the intervals.
         strata = torch.arange(n, device=self.device)
-        goal = ((strata + torch.rand(n, generator=self._generator, device=self.device)) * T / n).long()
+        goal = ((strata + self._uniform((n,))) * T / n).long()
         goal = goal.clamp(max=T - 1)
         shares = [((goal >= low) & (goal < high)).nonzero()[:, 0] for low, high in pairwise(edges)]
         chains = self._noise(max(map(len, shares)))
+        c = None if self.c is None else self._draw(len(chains))
         x, level = self._noise(n), T - 1
         for low, share in zip(edges[-2::-1], shares[::-1], strict=True):
-            chains = self._jump(chains, level, torch.full((len(chains),), low, device=self.device), bar)
+            chains = self._jump(chains, level, torch.full((len(chains),), low, device=self.device), c, bar)
             bottom = torch.full_like(share, low)
             x[share] = self.diffusion.q_sample(chains[: len(share)], goal[share], x[share], bottom)
+            if c is not None:
+                self.c[share] = c[: len(share)]
             level = low
         return x, goal
 
-    def _jump(self, x: Tensor, level: int, s: Tensor, bar) -> Tensor:
+    def _jump(self, x: Tensor, level: int, s: Tensor, c: Tensor | None, bar) -> Tensor:
         """One respaced step from ``level`` to each sample's ``s``, in large batches."""
         moved = []
-        for x_t, s_part in zip(x.split(1024), s.split(1024), strict=True):
-            t = torch.full((len(x_t),), level, device=self.device)
-            eps, v = self._evaluate(x_t, t)
-            p = self.diffusion.p(x_t, t, eps, v, s_part, clip=self.diffusion.clip)
-            moved.append(self.diffusion.step(p, s_part, self._noise(len(t))))
+        for rows in torch.arange(len(x), device=self.device).split(1024):
+            t = torch.full((len(rows),), level, device=self.device)
+            answer = self._evaluate(x[rows], t, None if c is None else c[rows])
+            if self.guidance != 1:
+                answer = self._guide(answer, self._evaluate(x[rows], t, torch.full_like(rows, NULL)))
+            p = self._p(x[rows], t, answer, s[rows])
+            moved.append(self.diffusion.step(p, s[rows], self._noise(len(t))))
             bar.update(len(t))
         return torch.cat(moved)
 

@@ -90,8 +90,9 @@ def train(
             batch = next(source)
         with part("forward"):
             with accelerator.autocast():
-                eps, v = model(batch.x_t, batch.t)
-            losses = dkdm_loss(diffusion, batch, eps.float(), None if v is None else v.float(), vlb_weight)
+                eps, v = model(batch.x_t, batch.t, batch.condition)
+            eps, v = (x if x is None or x.dtype == torch.float64 else x.float() for x in (eps, v))
+            losses = dkdm_loss(diffusion, batch, eps, v, vlb_weight, student.prediction)
         with part("backward"):
             accelerator.backward(losses.total.mean())
         with part("update"):
@@ -130,7 +131,8 @@ def _on_cpu(source) -> bool:
 def _averaged(student: Denoiser, average: EMAModel) -> Denoiser:
     """A copy of the student with the averaged weights, in eval mode."""
     network = type(student.network).from_config(student.network.config)
-    copy = Denoiser(network).to(next(student.parameters()).device)
+    copy = Denoiser(network, student.diffusion, student.prediction, student.variance)
+    copy = copy.to(next(student.parameters()).device)
     copy.load_state_dict(student.state_dict())  # buffers too
     average.copy_to(copy.parameters())
     return copy.eval()

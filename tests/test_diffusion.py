@@ -374,7 +374,9 @@ def test_ddim_steps_without_a_whole_stride_are_refused(diffusion):
         diffusion.timesteps(30, "ddim")
 
 
-@pytest.mark.parametrize("betas", [[0.1, 0.0], [0.1, 1.0], [-0.1], [float("nan")], [[0.1, 0.2]]])
+@pytest.mark.parametrize(
+    "betas", [[0.1, 0.0], [1.0, 0.1], [0.1, 1.1], [], [-0.1], [float("nan")], [[0.1, 0.2]]]
+)
 def test_betas_that_are_no_variances_are_refused(betas):
     with pytest.raises(ValueError, match=r"betas: found .*expected one row of numbers in \(0, 1\)"):
         GaussianDiffusion(betas)

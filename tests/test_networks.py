@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
@@ -212,24 +212,32 @@ def truncate(folder):
 
 def foreign_class(folder):
     edit_json(folder / "unet" / "config.json", _class_name="AutoencoderKL")
-    return (
-        r"config.json: found network class 'AutoencoderKL', expected one of \['DiT', 'MLP', 'UNet2DModel'\]"
-    )
+    return r"config.json: found network class 'AutoencoderKL', expected one of \['DiT', 'DiTTransformer"
 
 
 def no_config(folder):
     (folder / "unet" / "config.json").unlink()
-    return r"model: found no config.json, expected a diffusers model or pipeline folder"
+    return r"model.unet: found no config.json, expected a diffusers model or pipeline folder"
 
 
-def prediction_of_v(folder):
-    edit_json(folder / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
-    return r"scheduler_config.json: found prediction_type 'v_prediction', expected 'epsilon'"
+def prediction_of_a_flow(folder):
+    edit_json(folder / "scheduler" / "scheduler_config.json", prediction_type="flow_prediction")
+    return r"scheduler_config.json: found prediction_type 'flow_prediction', expected one of \('epsilon', "
 
 
-def prediction_of_x0(folder):
-    edit_json(folder / "scheduler" / "scheduler_config.json", prediction_type="sample")
-    return r"scheduler_config.json: found prediction_type 'sample', expected 'epsilon'"
+def a_flow(folder):
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    return r"scheduler_config.json: found FlowMatchEulerDiscreteScheduler, expected a scheduler with betas"
+
+
+def dynamic_thresholding(folder):
+    edit_json(folder / "scheduler" / "scheduler_config.json", thresholding=True)
+    return r"scheduler_config.json: found thresholding, expected clip_sample or none"
+
+
+def no_scheduler_config(folder):
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    return r"scheduler_config.json: the scheduler cannot be read"
 
 
 def other_channels(folder):
@@ -254,9 +262,16 @@ def a_weight_too_many(folder):
     return r"weights and config.json do not agree.*label_emb.weight"
 
 
-def weights_only_as_a_pickle(folder):
+class Code:
+    """What a pickle would run when it is read."""
+
+    def __reduce__(self):
+        return print, ("this ran",)
+
+
+def a_pickle_with_code(folder):
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    torch.save(load_file(file), file.with_suffix(".bin"))
+    torch.save(load_file(file) | {"code": Code()}, file.with_suffix(".bin"))
     file.unlink()
     return r"model.unet: the checkpoint cannot be read"
 
@@ -267,19 +282,32 @@ def weights_only_as_a_pickle(folder):
         truncate,
         foreign_class,
         no_config,
-        prediction_of_v,
-        prediction_of_x0,
+        prediction_of_a_flow,
+        a_flow,
+        dynamic_thresholding,
+        no_scheduler_config,
         other_channels,
         other_outputs,
         a_weight_missing,
         a_weight_too_many,
-        weights_only_as_a_pickle,
+        a_pickle_with_code,
     ],
 )
-def test_a_folder_that_is_not_whole_is_refused(unet_folder, damage):
+def test_a_folder_that_is_not_whole_is_refused(unet_folder, damage, capfd):
     message = damage(unet_folder)
     with pytest.raises(ValueError, match=message):
         Denoiser.from_pretrained(unet_folder)
+    assert "this ran" not in capfd.readouterr().out
+
+
+def test_weights_in_a_pickle_are_read(unet_folder):
+    """Older pipelines on the Hub have no others."""
+    expected = Denoiser.from_pretrained(unet_folder).state_dict()
+    file = unet_folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    read = Denoiser.from_pretrained(unet_folder).state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in read.items())
 
 
 def test_a_folder_that_is_not_there_is_named(unet_folder):

@@ -472,5 +472,5 @@ def test_the_state_of_another_size_is_refused(method, diffusion, teacher):
 
 
 def test_a_foreign_state_is_refused(diffusion, teacher):
-    with pytest.raises(ValueError, match=r"pool state: found \['order'\], expected \['evaluations', "):
+    with pytest.raises(ValueError, match=r"pool state: found \['order'\], expected \['c', 'evaluations', "):
         IterativePool(diffusion, teacher, 8).load_state_dict({"order": torch.arange(3)})
