@@ -69,8 +69,8 @@ def test_the_other_order_of_q_k_v_is_another_network(order, checkpoint):
 
 @pytest.mark.parametrize("order", SIZES)
 def test_a_key_left_over_is_refused(order, checkpoint):
-    file = checkpoint(state_of(order) | {"label_emb.weight": torch.zeros(10, 128)})
-    with pytest.raises(ValueError, match=r"adm.pt: .*1 keys have no place.*label_emb.weight"):
+    file = checkpoint(state_of(order) | {"label_map.weight": torch.zeros(10, 128)})
+    with pytest.raises(ValueError, match=r"adm.pt: .*1 keys have no place.*label_map.weight"):
         read(file, order)
 
 
@@ -97,7 +97,7 @@ def test_no_key_at_all_can_be_missing(checkpoint):
     state = state_of("new")
     for key in list(state)[::5]:  # a fifth, of every kind: each costs a network
         file = checkpoint({name: value for name, value in state.items() if name != key})
-        with pytest.raises(ValueError, match=r"adm\.pt: (ADM checkpoint: |found no )"):
+        with pytest.raises(ValueError, match=r"adm\.pt: (U-Net: |found no )"):
             read(file, "new")
 
 
