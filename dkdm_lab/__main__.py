@@ -1,13 +1,14 @@
-"""The command line: ``dkdm run`` executes chapters, or fills the ledger."""
+"""The command line: ``dkdm run`` executes chapters or fills the ledger, ``dkdm distill`` makes students."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import sys
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dkdm", description="DKDM Lab: run the book, or the runs behind it."
     )
@@ -34,13 +35,55 @@ def main(arguments: list[str] | None = None) -> int:
     measure = commands.add_parser("measure", help="measure speed into book/results/<preset>/measured/")
     measure.add_argument("--preset", default="digits")
     measure.add_argument("--seeds", type=_list, default=["0", "1", "2"], help="repetitions (default: 0,1,2)")
+    distil = commands.add_parser(
+        "distill",
+        help="distil a teacher to a student, without a data set",
+        description="Train a student from a teacher alone and write it as a pipeline of the teacher's kind. "
+        "Called again, it goes on where it was stopped.",
+    )
+    distil.add_argument(
+        "teacher", help="a diffusers pipeline's folder, a Hub id, an ADM file (.pt) or CompVis' LDM (.ckpt)"
+    )
+    distil.add_argument(
+        "--student", required=True,
+        help="a network's name, as cnn-14m; x0.5, the teacher's own at half its width; or a config.json",
+    )  # fmt: skip
+    distil.add_argument("--out", required=True, metavar="DIR")
+    distil.add_argument("--prompts", metavar="FILE", help="a text-to-image teacher's prompts, one a line")
+    distil.add_argument(
+        "--null-class", type=int, metavar="N",
+        help="the label that stands for none, where a class-conditional U-Net has one",
+    )  # fmt: skip
+    distil.add_argument("--iterations", type=int, default=10_000)
+    distil.add_argument("--batch-size", type=int, default=128)
+    distil.add_argument("--rho", type=float, default=0.4, help="the pool's size in T batches (default: 0.4)")
+    distil.add_argument("--lr", type=float, default=1e-4)
+    distil.add_argument("--ema", type=float, default=0.9999)
+    distil.add_argument("--guidance", type=float, default=1.0, help="of the teacher while the pool moves")
+    distil.add_argument("--seed", type=int, default=0)
+    distil.add_argument(
+        "--evaluate", type=int, default=0, metavar="N", help="compare N images with N of the teacher's (FID')"
+    )
+    distil.add_argument("--schedule", choices=("cosine", "linear"), default="cosine", help="of an ADM file")
+    distil.add_argument("--steps", type=int, default=1000, help="T, of an ADM file (default: 1000)")
+    distil.add_argument("--size", type=int, help="of an ADM file's images (32) or a .ckpt's latents (64)")
+    distil.add_argument("--head-channels", type=int, default=32, help="of a file's attention (default: 32)")
+    distil.add_argument(
+        "--legacy-attention", action="store_true", help="an ADM file with q, k, v interleaved"
+    )
     commands.add_parser("readme", help="renew README's table and picture from the ledger")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
     try:
         if options.command == "readme":
             _renew_readme()
         elif options.command == "measure":
             _measure(options)
+        elif options.command == "distill":
+            _distill(options)
         elif options.ledger:
             _fill_ledger(options)
         else:
@@ -77,6 +120,39 @@ def _measure(options: argparse.Namespace) -> None:
         file = ledger.folder() / preset.name / "measured" / f"seed{seed}.json"
         write_json(file, timing.measure(preset, paper.CAST[preset.name]["sizes"], seed))
         print(file.relative_to(ledger.folder()), flush=True)
+
+
+def _teacher(options: argparse.Namespace):
+    from dkdm_lab.diffusion import GaussianDiffusion
+    from dkdm_lab.pipelines import Pipeline
+
+    return Pipeline.from_pretrained(
+        options.teacher,
+        diffusion=getattr(GaussianDiffusion, options.schedule)(options.steps),
+        size=options.size,
+        head_channels=options.head_channels,
+        new_attention_order=not options.legacy_attention,
+    )
+
+
+def _distill(options: argparse.Namespace) -> None:
+    from dkdm_lab import distill
+    from dkdm_lab.pipelines import read_prompts
+
+    teacher = _teacher(options)
+    needs, conditions = teacher.denoiser.condition, None
+    if (needs == "text") != (options.prompts is not None):
+        raise ValueError(
+            f"--prompts: found {options.prompts}, but the teacher takes {needs or 'no condition'}"
+        )
+    if needs == "text":
+        conditions = teacher.prompts(read_prompts(options.prompts))
+    elif needs == "class":
+        conditions = teacher.classes(options.null_class)
+    names = [field.name for field in dataclasses.fields(distill.Distillation)]
+    settings = distill.Distillation(**{name: getattr(options, name) for name in names})
+    distill.distill(teacher, settings, options.out, conditions, options.evaluate)
+    print(options.out)
 
 
 def _renew_readme() -> None:

@@ -153,7 +153,7 @@ class Denoiser(nn.Module):
             options["prediction"] = scheduler.config.get("prediction_type", "epsilon")
             options["variance"] = "learned" if learned else "learned_range"
         folder = next((f for name in ("unet", "transformer") if (f := local / name).is_dir()), local)
-        return cls(read_model(folder, _NETWORK_CLASSES), diffusion, **options).eval()
+        return cls(read_model(folder, NETWORK_CLASSES), diffusion, **options).eval()
 
 
 class Guided:
@@ -422,7 +422,7 @@ class MLP(ModelMixin, ConfigMixin):
         return UNet2DOutput(sample=self.last(nn.functional.silu(x)))
 
 
-_NETWORK_CLASSES = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, DiT, MLP)} | {
+NETWORK_CLASSES = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, DiT, MLP)} | {
     "DiTTransformer2DModel": DiTTransformer2DModel,
     "Transformer2DModel": DiTTransformer2DModel,  # its name in pipelines before diffusers 0.29
 }
