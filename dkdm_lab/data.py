@@ -84,6 +84,20 @@ DATASETS = {
         "img_align_celeba.zip (1.4 GB) from its authors' page, mmlab.ie.cuhk.edu.hk/projects/CelebA.html, "
         "and unpack it so that img_align_celeba/000001.jpg lies in the folder",
     ),
+    "celebahq256": DataSet(
+        (3, 256, 256),
+        {"train": 25_000},
+        {},
+        "CelebA-HQ is for non-commercial research only: make it with its authors' scripts, "
+        "github.com/tkarras/progressive_growing_of_gans, and take CompVis' training split of 25,000",
+    ),
+    "ffhq256": DataSet(
+        (3, 256, 256),
+        {"train": 60_000},
+        {},
+        "FFHQ is for non-commercial use (CC BY-NC-SA 4.0): fetch images1024x1024 from "
+        "github.com/NVlabs/ffhq-dataset, reduce them to 256x256, and take CompVis' training split of 60,000",
+    ),
     "imagenet32": DataSet(
         (3, 32, 32),
         {"train": 1_281_167},
@@ -112,6 +126,15 @@ def load_images(name: str, split: str = "train", n: int | None = None) -> Tensor
     if n is not None and not 0 < n <= len(images):
         raise ValueError(f"{name} {split}: found {len(images):,} images, expected at least n = {n:,}")
     return images if n is None else images[:n]
+
+
+def load_labels(name: str) -> Tensor:
+    """The class of each image that :func:`load_images` gives, ``[N]`` int64; of the digits only."""
+    if name != "digits":
+        raise ValueError(f"labels: found {name!r}, expected digits; no other set's classes are read")
+    from sklearn.datasets import load_digits
+
+    return torch.from_numpy(load_digits().target)
 
 
 def _digits() -> Tensor:
@@ -208,6 +231,8 @@ def _from_publisher(name: str, split: str, folder: Path) -> Tensor:
     if name == "celeba64":
         files = sorted((folder / "img_align_celeba").glob("*.jpg"))
         images = [_centre_crop(file, 64) for file in progress_bar(files, desc=name, show=len(files) > 5000)]
+    elif name != "imagenet32":
+        files = images = []  # of these two a folder of images is what there is
     else:
         files = sorted(folder.glob("train_data_batch_*.npz"), key=lambda file: int(file.stem.split("_")[-1]))
         images = [np.load(f)["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for f in files]

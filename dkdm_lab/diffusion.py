@@ -107,6 +107,14 @@ class GaussianDiffusion:
         return cls(np.linspace(scale * 1e-4, scale * 0.02, T, dtype=np.float64), clip, "linear")
 
     @classmethod
+    def scaled_linear(cls, T: int = 1000, clip: bool = False) -> GaussianDiffusion:
+        """The schedule of latent diffusion, which Table 7 calls linear: linear in the square root of beta."""
+        scale = 1000 / T
+        return cls(
+            np.linspace((scale * 0.0015) ** 0.5, (scale * 0.0195) ** 0.5, T) ** 2, clip, "scaled_linear"
+        )
+
+    @classmethod
     def cosine(cls, T: int = 1000, clip: bool = True) -> GaussianDiffusion:
         """Nichol and Dhariwal's schedule, the one of Tables 6 and 8."""
 

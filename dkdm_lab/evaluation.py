@@ -325,6 +325,13 @@ def digits_classifier_hash() -> str:
     return content_hash(weights)
 
 
+def class_accuracy(images: Tensor, labels: Tensor) -> float:
+    """The share of uint8 digits ``[N, 1, 8, 8]`` that the classifier takes for their ``labels`` ``[N]``."""
+    with torch.no_grad():
+        _, logits = digits_classifier()(images)
+    return float((logits.argmax(1) == labels).float().mean())
+
+
 def _classifier_path() -> Path:
     return cache_dir() / "digits-classifier.pt"
 

@@ -263,15 +263,14 @@ def diffusion_of(scheduler) -> GaussianDiffusion:
 
 def ddpm_scheduler(diffusion: GaussianDiffusion, learned_variance: bool) -> DDPMScheduler:
     """The diffusers scheduler that agrees with ``diffusion``; its tables are float32."""
-    names = {"cosine": "squaredcos_cap_v2", "linear": "linear"}
+    names = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled_linear": "scaled_linear"}
     if diffusion.schedule not in names:
         raise ValueError(f"schedule: found {diffusion.schedule!r}, expected one of {sorted(names)}")
-    scale = 1000 / diffusion.T
     return DDPMScheduler(
         num_train_timesteps=diffusion.T,
         beta_schedule=names[diffusion.schedule],
-        beta_start=scale * 1e-4,
-        beta_end=scale * 0.02,
+        beta_start=float(diffusion.betas[0]),  # the cosine has no use for either
+        beta_end=float(diffusion.betas[-1]),
         variance_type="learned_range" if learned_variance else "fixed_small",
         timestep_spacing="linspace",
         clip_sample=diffusion.clip,
@@ -457,8 +456,24 @@ def _celeba(channels: int, blocks: int, head_channels: int):
     )
 
 
-def _digits(channels: int, blocks: int):
-    return lambda: adm_unet(channels, (1, 2), blocks, (4,), 8, head_channels=8, in_channels=1, groups=8)
+def _digits(channels: int, blocks: int, classes: int | None = None):
+    return lambda: adm_unet(
+        channels, (1, 2), blocks, (4,), 8, head_channels=8, in_channels=1, groups=8, classes=classes
+    )
+
+
+def _ldm(channels: int):
+    return lambda: adm_unet(
+        channels, (1, 2, 3, 4), 2, (32, 16, 8), 64,
+        learned_variance=False, residual_sampling=False, scale_shift=False,
+    )  # fmt: skip
+
+
+def _latent(channels: int):
+    return lambda: adm_unet(
+        channels, (1, 2), 1, (4, 2), 4, head_channels=8, groups=8,
+        learned_variance=False, residual_sampling=False, scale_shift=False,
+    )  # fmt: skip
 
 
 def _fashion(channels: int, blocks: int):
@@ -475,6 +490,9 @@ NETWORKS = {
     # Table 6, CelebA 64x64
     "celeba-295m": _celeba(192, 3, 64),
     "celeba-57m": _celeba(96, 2, 32),
+    # Table 7, for latents; by its own configuration the student has 89.5M parameters, not 86M
+    "ldm-274m": _ldm(224),
+    "ldm-86m": _ldm(128),
     # Table 10
     "vit-19m": lambda: DiT(),
     "celeba-vit": lambda: DiT(sample_size=64, patch_size=4),  # as Table 10, at twice the side
@@ -487,6 +505,12 @@ NETWORKS = {
     "digits-vit": lambda: DiT(
         sample_size=8, in_channels=1, out_channels=2, hidden_size=96, depth=4, num_heads=4
     ),
+    # class-conditional, with a label more, for none;
+    "digits-classes-teacher": _digits(32, 1, classes=11),
+    "digits-classes-student": _digits(16, 1, classes=11),
+    # for latents of digits, 3 x 4 x 4;
+    "latent-teacher": _latent(48),
+    "latent-student": _latent(24),
     # for Fashion-MNIST, grey and 32x32; and for points in the plane
     "fashion-teacher": _fashion(64, 2),
     "fashion-6m": _fashion(64, 1),
@@ -514,5 +538,6 @@ def flops(name: str) -> int:
     """
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         network = build(name)
-        network(torch.empty(1, *network.shape), torch.empty(1, dtype=torch.int64))
+        label = torch.empty(1, dtype=torch.int64) if network.condition == "class" else None
+        network(torch.empty(1, *network.shape), torch.empty(1, dtype=torch.int64), label)
     return counter.get_total_flops()

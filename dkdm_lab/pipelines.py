@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL, UNet2DModel, VQModel
 from torch import Tensor, nn
 
 from dkdm_lab.checkpoints import load_adm, load_ldm
-from dkdm_lab.data import Conditions
+from dkdm_lab.data import Conditions, to_model
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.networks import (
     NETWORK_CLASSES,
@@ -103,23 +103,9 @@ class Pipeline:
 
     # -- latents and conditions -----------------------------------------------------------------------
 
-    @torch.no_grad()
-    def decode(self, x: Tensor, batch_size: int = 32) -> Tensor:
-        """Samples as images ``[N, C, H, W]`` in [-1, 1], on the CPU; those of a pixel model as they are."""
-        if self.vae is None:
-            return x.cpu()
-        latents = x / self.vae.config.scaling_factor
-        parts = latents.to(self.vae.device, self.vae.dtype).split(batch_size)
-        return torch.cat([self.vae.decode(part).sample.float().cpu() for part in parts])
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Images ``[N, C, H, W]`` in [-1, 1] as latents; the mean of those that a KL encoder allows."""
-        if self.vae is None:
-            return images
-        found = self.vae.encode(images.to(self.vae.device, self.vae.dtype))
-        latents = found.latents if isinstance(self.vae, VQModel) else found.latent_dist.mean
-        return latents * self.vae.config.scaling_factor
+    def decode(self, x: Tensor) -> Tensor:
+        """Samples as images ``[N, C, H, W]`` in [-1, 1]: of a latent model decoded, of others as they are."""
+        return x if self.vae is None else decode(self.vae, x)
 
     def classes(self, null: int | None = None, dropout: float = 0.1) -> Conditions:
         """The labels of a class-conditional model. null: the label that stands for none, where the network
@@ -222,6 +208,25 @@ class Pipeline:
                 (new / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
             for name, text in files.items():
                 (new / name).write_text(text)
+
+
+@torch.no_grad()
+def decode(vae: nn.Module, latents: Tensor, batch_size: int = 32) -> Tensor:
+    """Latents as a diffusion model gives them, decoded to images ``[N, C, H, W]`` in [-1, 1], on the CPU."""
+    parts = (latents / vae.config.scaling_factor).split(batch_size)
+    return torch.cat([vae.decode(part.to(vae.device)).sample.cpu() for part in parts])
+
+
+@torch.no_grad()
+def encode(vae: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
+    """uint8 images ``[N, C, H, W]`` as the latents of a diffusion model, on the CPU; of those that a KL
+    encoder allows the mean."""
+    latents = []
+    for part in images.split(batch_size):
+        found = vae.encode(to_model(part).to(vae.device))
+        found = found.latents if isinstance(vae, VQModel) else found.latent_dist.mean
+        latents.append(found.cpu() * vae.config.scaling_factor)
+    return torch.cat(latents)
 
 
 def _network(which: str, teacher: nn.Module) -> tuple[type, dict]:

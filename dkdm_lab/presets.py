@@ -18,7 +18,7 @@ class Preset:
 
     name: str
     data: str  # what `data.load_images` takes, or "toy"
-    schedule: str  # "cosine" or "linear"
+    schedule: str  # "cosine", "linear" or "scaled_linear"
     T: int
     clip: bool  # clamp x_0 to [-1, 1] in reverse steps
     batch_size: int
@@ -48,6 +48,14 @@ class Preset:
     real_fraction: float = 0.2  # Sec. 4.1, data-limited training: the share of real images
     early_stop: bool = False  # Table 6: report and keep the best point of the curve, not the last
     reference_images: int | None = None  # evaluate against the first so many; None for the whole train set
+    sampler: str = "ddpm"  # of every evaluation and synthetic set; "ddim" in latent space
+    pipeline: str | None = (
+        None  # a pretrained one, a folder or a Hub id: the teacher, and the VAE of its latents
+    )
+    autoencoder: str | None = None  # one to be trained here, by name: everything happens in its latents
+    classes: int | None = None  # how many labels a class-conditional teacher takes; the next one is for none
+    guidance: float = 1.0  # of a class-conditional teacher while pools move
+    sample_guidance: float = 3.0  # of the second evaluation of a class-conditional model, beside that without
     live: dict = field(default_factory=dict)  # what `make book` changes, to fit its time
 
     def replace(self, **changes) -> Preset:
@@ -122,6 +130,55 @@ PRESETS = {
             samples=2000,
             curve=5,
             live={"teacher_iterations": 1000, "iterations": 600, "curve": 3, "synthetic_images": 900},
+        ),
+        Preset(
+            name="digits-latent",  # the digits in the 3 x 4 x 4 latents of a small VQ autoencoder
+            data="digits",
+            schedule="scaled_linear",
+            T=100,
+            clip=False,  # latents have no range
+            batch_size=128,
+            teacher="latent-teacher",
+            teacher_iterations=3000,
+            teacher_lr=1e-3,
+            teacher_ema=0.999,
+            student="latent-student",
+            iterations=2000,
+            lr=1e-3,
+            ema=0.999,
+            rho=0.4,
+            synthetic_images=1797,
+            synthetic_steps=50,
+            steps=50,
+            samples=2000,
+            curve=2,
+            sampler="ddim",
+            autoencoder="digits-vq",
+            live={"teacher_iterations": 1500, "iterations": 700, "curve": 1, "synthetic_images": 900},
+        ),
+        Preset(
+            name="digits-classes",  # the digits with their labels
+            data="digits",
+            schedule="cosine",
+            T=100,
+            clip=True,
+            batch_size=128,
+            teacher="digits-classes-teacher",
+            teacher_iterations=2000,
+            teacher_lr=5e-4,
+            teacher_ema=0.999,
+            student="digits-classes-student",
+            iterations=1500,
+            lr=1e-3,
+            ema=0.999,
+            rho=0.4,
+            synthetic_images=1797,
+            synthetic_steps=100,
+            steps=50,
+            samples=2000,
+            curve=1,
+            classes=10,
+            live={"teacher_iterations": 700, "iterations": 400, "samples": 1000, "synthetic_images": 900},
         ),
         Preset(
             name="fashion",  # Fashion-MNIST, padded to 32x32: the whole of Table 2 on one GPU
@@ -219,6 +276,37 @@ PRESETS = {
             curve=20,
             mixed_precision="fp16",  # Sec. 8.1
             flip=True,  # Sec. 8.1: as ADM
+        ),
+        *(
+            Preset(
+                name=name,
+                data=name,
+                schedule="scaled_linear",  # Table 7: linear, as LDM's code calls this one
+                T=1000,  # Table 7
+                clip=False,  # latents have no range
+                batch_size=batch_size,
+                teacher="ldm-274m",  # Table 7
+                teacher_iterations=0,  # it is read
+                teacher_lr=0.0,
+                teacher_ema=0.0,
+                student="ldm-86m",  # Table 7
+                iterations=iterations,
+                lr=lr,
+                ema=0.9999,  # the authors' configuration
+                rho=4.0,  # Table 7
+                synthetic_images=images,  # Table 4
+                synthetic_steps=100,  # Table 4: DDIM-100
+                steps=200,  # Sec. 4.1
+                samples=50_000,  # Sec. 4.1
+                curve=10,
+                sampler="ddim",  # Sec. 4.1
+                pipeline=pipeline,
+            )
+            # batch size, iterations and learning rate of Table 7, images of Table 4
+            for name, batch_size, iterations, lr, images, pipeline in (
+                ("celebahq256", 48, 410_000, 9.6e-5, 25_000, "CompVis/ldm-celebahq-256"),
+                ("ffhq256", 42, 640_000, 8.4e-5, 60_000, "ldm-ffhq256/model.ckpt"),
+            )
         ),
     )
 }

@@ -23,21 +23,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import VQModel
 from safetensors import SafetensorError
 from torch import nn
 
 from dkdm_lab import networks
+from dkdm_lab.autoencoder import train_autoencoder
 from dkdm_lab.data import (
+    Conditions,
     GaussianMixture,
     NoisedImages,
     cache_dir,
     load_images,
+    load_labels,
     mix,
     to_uint8,
     whole,
 )
-from dkdm_lab.evaluation import digits_classifier_hash, energy_distance, score
-from dkdm_lab.networks import Denoiser
+from dkdm_lab.evaluation import class_accuracy, digits_classifier_hash, energy_distance, score
+from dkdm_lab.networks import Denoiser, Guided, read_model, whole_folder
+from dkdm_lab.pipelines import Pipeline, decode, encode
 from dkdm_lab.pools import POOLS
 from dkdm_lab.presets import PRESETS, Preset
 from dkdm_lab.training import train
@@ -48,6 +53,8 @@ _COMMON = (
     "data", "schedule", "T", "clip", "batch_size", "steps", "samples", "curve", "mixed_precision",
     "early_stop", "reference_images",
 )  # fmt: skip
+# Settings that only some presets have; no result of another says anything of them.
+_SPECIAL = ("sampler", "pipeline", "autoencoder", "classes")
 # What came later than the first results, and what those were made with.
 _LATER = {"flip": False, "early_stop": False, "reference_images": None}
 _TEACHER = ("teacher", "teacher_iterations", "teacher_lr", "teacher_ema")
@@ -83,7 +90,11 @@ class Run:
     @property
     def settings(self) -> dict:
         """All that decides the outcome, and nothing that does not; what ``settings.json`` holds."""
-        names = (*_COMMON, *_OF_METHOD[self.method])
+        plain = {field.name: field.default for field in dataclasses.fields(Preset)}
+        special = [name for name in _SPECIAL if getattr(self.preset, name) != plain[name]]
+        if self.preset.classes:
+            special += ["sample_guidance", *(["guidance"] if self.method in POOLS else [])]
+        names = (*_COMMON, *_OF_METHOD[self.method], *special)
         return {
             "preset": self.preset.name,
             "method": self.method,
@@ -119,6 +130,36 @@ class Run:
         """The run whose model teaches this one."""
         return Run(self.preset, "teacher", self.seed)
 
+    def vae(self, progress: bool = True) -> nn.Module | None:
+        """The autoencoder whose latents this preset's models denoise, in eval mode; None in pixel space. One
+        of the book's own is trained first where it is not there, once for all runs of a seed."""
+        p = self.preset
+        if p.pipeline:
+            return self._pipeline().vae
+        if not p.autoencoder:
+            return None
+        folder = self.folder.parent / f"{p.autoencoder}-seed{self.seed}"
+        if not folder.is_dir():
+            vae = train_autoencoder(p.autoencoder, load_images(p.data), seed=self.seed, progress=progress)
+            with _explained(folder), whole_folder(folder) as new:
+                vae.save_pretrained(new)
+        return read_model(folder, {"VQModel": VQModel}).eval().to(device())
+
+    def _pipeline(self) -> Pipeline:
+        """The preset's pretrained pipeline, and the process it was trained for."""
+        found = Pipeline.from_pretrained(self.preset.pipeline).to(device())
+        if not np.allclose(found.diffusion.betas, self.diffusion.betas, rtol=1e-3):
+            raise ValueError(
+                f"{self.preset.pipeline}: found {found.diffusion}, expected the betas of {self.diffusion}"
+            )
+        return found
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """The labels of a class-conditional preset, with the one for none after the last."""
+        classes = self.preset.classes
+        return Conditions.classes(classes, classes) if classes else None
+
     def synthetic_run(self) -> Run:
         """The run whose images data-free and data-limited training use."""
         return Run(self.preset, "synthetic", self.seed)
@@ -130,7 +171,7 @@ class Run:
         return json.loads((self.folder / "result.json").read_text())
 
     def images(self, progress: bool = True) -> torch.Tensor:
-        """The teacher's data set, uint8 ``[N, C, H, W]`` (the toy's points: float ``[N, 2]``), of a
+        """The teacher's data set, uint8 ``[N, C, H, W]`` (the toy's points and latents: float), of a
         ``synthetic`` run; generated first where it is not finished."""
         self.result(progress)
         return torch.from_numpy(np.load(self.folder / "images.npz")["x"])
@@ -141,6 +182,8 @@ class Run:
             raise ValueError("synthetic: this run has images, not a model")
         if self.method == "teacher" and self.preset.teacher == "exact":
             return GaussianMixture.ring().denoiser(self.diffusion)
+        if self.method == "teacher" and self.preset.pipeline:
+            return self._pipeline().denoiser
         self.result(progress)
         return Denoiser.from_pretrained(self.folder / "model").to(device())
 
@@ -150,17 +193,22 @@ class Run:
         """The source this method trains from, seeded by the run."""
         p = self.preset
         options = {"batch_size": p.batch_size, "seed": self.seed + 1, "device": device()}
+        options["conditions"] = self.conditions
         if self.method in ("teacher", "data-based"):
-            return NoisedImages(self.diffusion, self._real(), flip=p.flip, **options)
+            labels = load_labels(p.data) if p.classes else None
+            return NoisedImages(self.diffusion, self._real(), flip=p.flip, labels=labels, **options)
         if self.method in ("data-free", "data-limited"):
             data = self.synthetic_run().images(progress)
+            labels = self._labels(len(data))
             if self.method == "data-limited":
+                if p.classes:
+                    raise ValueError(f"data-limited: not for the class-conditional preset {p.name}")
                 data = mix(self._real(), data, p.real_fraction, self.seed)
-            source = NoisedImages(self.diffusion, data, flip=p.flip, **options)
+            source = NoisedImages(self.diffusion, data, flip=p.flip, labels=labels, **options)
             source.evaluations = p.synthetic_images * p.synthetic_steps
             return source
         teacher = self.teacher_run().model(progress)
-        options["discard"] = p.discard
+        options |= {"discard": p.discard, "guidance": p.guidance}
         if self.method != "iterative":
             options["warmup"] = p.warmup
         if self.method == "dynamic":
@@ -168,9 +216,15 @@ class Run:
         return POOLS[self.method](self.diffusion, teacher, **options)
 
     def _real(self) -> torch.Tensor:
-        """The real training set; the toy's is drawn large."""
-        toy = self.preset.data == "toy"
-        return GaussianMixture.ring().sample(100_000, seed=0) if toy else load_images(self.preset.data)
+        """The real training set; in latent space encoded, once; the toy's is drawn large."""
+        if self.preset.data == "toy":
+            return GaussianMixture.ring().sample(100_000, seed=0)
+        vae, images = self.vae(), load_images(self.preset.data)
+        return images if vae is None else encode(vae, images)
+
+    def _labels(self, n: int) -> torch.Tensor | None:
+        """Of ``n`` samples of a class-conditional model: each class in turn."""
+        return torch.arange(n) % self.preset.classes if self.preset.classes else None
 
     def _generate(self, progress: bool) -> None:
         """The teacher's data set (Table 4)."""
@@ -180,11 +234,13 @@ class Run:
             teacher,
             p.synthetic_images,
             p.synthetic_steps,
+            method=p.sampler,
+            condition=self._labels(p.synthetic_images),
             seed=self.seed + 2,
             device=device(),
             progress=progress,
         )
-        x = x if p.data == "toy" else to_uint8(x)
+        x = x if self._is_kept_as_drawn else to_uint8(x)
         with _explained(self.folder), whole(self.folder / "images.npz") as file:
             np.savez(file, x=x.numpy())
         cost = {"teacher_evaluations": p.synthetic_images * p.synthetic_steps}
@@ -198,7 +254,7 @@ class Run:
             self._generate(progress)
             return
         started, p = time.perf_counter(), self.preset
-        if self.method == "teacher" and p.teacher == "exact":
+        if self.method == "teacher" and (p.pipeline or p.teacher == "exact"):
             self._finish({"metrics": self._score(self.model())}, started)
             return
         of_teacher = self.method == "teacher"
@@ -266,22 +322,50 @@ class Run:
         return min(curve, key=lambda point: point[self.preset.metric])
 
     def _score(self, denoiser: nn.Module) -> dict:
-        """The preset's metrics of samples from ``denoiser``."""
-        x = self._samples(denoiser)
-        return self._distance(x if self.preset.data == "toy" else to_uint8(x))
+        """The preset's metrics of samples from ``denoiser``; of a class-conditional one with guidance too,
+        under names that begin with ``guided-``, and how many samples show the class that was asked for."""
+        if not self.preset.classes:
+            return self._distance(self._samples(denoiser))
+        scores = {}
+        guided = Guided(denoiser, self.preset.sample_guidance, self.conditions.null)
+        for prefix, model in (("", denoiser), ("guided-", guided)):
+            x = self._samples(model)
+            found = self._distance(x) | {"class-accuracy": class_accuracy(x, self._labels(len(x)))}
+            counts = {name: found.pop(name) for name in ("N", "N_reference")}
+            scores |= {prefix + name: value for name, value in found.items()}
+        return scores | counts
 
     def _samples(self, denoiser: nn.Module) -> torch.Tensor:
+        """Samples as :meth:`_distance` takes them."""
         p = self.preset
-        return self.diffusion.sample(denoiser, p.samples, p.steps, seed=self.seed + 3, device=device())
+        x = self.diffusion.sample(
+            denoiser,
+            p.samples,
+            p.steps,
+            method=p.sampler,
+            condition=self._labels(p.samples),
+            seed=self.seed + 3,
+            device=device(),
+        )
+        return x if self._is_kept_as_drawn else to_uint8(x)
+
+    @property
+    def _is_kept_as_drawn(self) -> bool:
+        """Points and latents are; images are kept as 8 bits a value."""
+        return self.preset.data == "toy" or bool(self.preset.pipeline or self.preset.autoencoder)
+
+    def _images(self, x: torch.Tensor) -> torch.Tensor:
+        """What was drawn as uint8 images: latents are decoded."""
+        return x if x.dtype == torch.uint8 else to_uint8(decode(self.vae(), x))
 
     def _distance(self, x: torch.Tensor) -> dict:
-        """The preset's metrics of images (uint8), or of the toy's points, against the real ones."""
+        """The preset's metrics of images (uint8), latents, or the toy's points, against the real ones."""
         p = self.preset
         if p.data == "toy":
             reference = GaussianMixture.ring().sample(p.samples, seed=4)
             return {"energy-distance": energy_distance(x, reference), "N": len(x)}
         metrics = ("FID", "precision", "recall") if p.data == "digits" else None
-        return score(x, load_images(p.data, n=p.reference_images), p.features, metrics)
+        return score(self._images(x), load_images(p.data, n=p.reference_images), p.features, metrics)
 
     def against_teacher(self, progress: bool = True) -> dict:
         """FID' and sFID' (Sec. 12): this run's samples against the teacher's own distribution, as its
@@ -295,7 +379,7 @@ class Run:
                 found = {"energy-distance": energy_distance(x, reference), "N": len(x)}
             else:
                 metrics = ("FID",) if self.preset.features == "digits" else ("FID", "sFID")
-                found = score(to_uint8(x), reference, self.preset.features, metrics)
+                found = score(self._images(x), self._images(reference), self.preset.features, metrics)
             write_json(file, found)
         return json.loads(file.read_text())
 

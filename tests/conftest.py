@@ -4,10 +4,11 @@ import shutil
 
 import pytest
 import torch
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from dkdm_lab.data import GaussianMixture
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.evaluation import digits_classifier
+from dkdm_lab.evaluation import INCEPTION_WEIGHTS, InceptionSpatial, digits_classifier
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +50,34 @@ def trained_classifier(tmp_path_factory):
 def yardstick(cache, trained_classifier):
     """The digits classifier, laid into this test's cache."""
     shutil.copy(trained_classifier, cache)
+
+
+@pytest.fixture(scope="session")
+def random_weights(tmp_path_factory):
+    """Inception's file with weights of chance and no head: right in form, so that each step can be
+    followed, without a download."""
+    file = tmp_path_factory.mktemp("inception") / INCEPTION_WEIGHTS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        patch.setattr(
+            "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: None
+        )
+        torch.manual_seed(0)
+        network = InceptionSpatial("x", ["2048"])
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):  # so that activations neither vanish nor grow on their way
+            torch.nn.init.kaiming_normal_(module.weight)
+    state = network.state_dict()
+    state["fc.weight"].zero_()
+    torch.save(state, file)
+    return file
+
+
+@pytest.fixture
+def inception(cache, random_weights):
+    """The random Inception, laid into this test's cache; returns its file."""
+    shutil.copy(random_weights, cache)
+    return cache / INCEPTION_WEIGHTS
 
 
 @pytest.fixture

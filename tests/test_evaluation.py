@@ -161,34 +161,6 @@ def test_too_few_images_are_refused(digits):
 # -- Inception ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def random_weights(tmp_path_factory):
-    """Inception's file with weights of chance and no head: right in form, so that each step can be
-    followed, without a download."""
-    file = tmp_path_factory.mktemp("inception") / INCEPTION_WEIGHTS
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-        patch.setattr(
-            "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *a, **k: None
-        )
-        torch.manual_seed(0)
-        network = InceptionSpatial("x", ["2048"])
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):  # so that activations neither vanish nor grow on their way
-            torch.nn.init.kaiming_normal_(module.weight)
-    state = network.state_dict()
-    state["fc.weight"].zero_()
-    torch.save(state, file)
-    return file
-
-
-@pytest.fixture
-def inception(cache, random_weights):
-    """The random Inception, laid into this test's cache; returns its file."""
-    shutil.copy(random_weights, cache)
-    return cache / INCEPTION_WEIGHTS
-
-
 def photographs(n, seed):
     return torch.randint(0, 256, (n, 3, 32, 32), generator=torch.Generator().manual_seed(seed)).byte()
 

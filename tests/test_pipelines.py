@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dkdm_lab import __main__
 from dkdm_lab.distill import Distillation, distill
 from dkdm_lab.networks import NETWORKS, Denoiser
-from dkdm_lab.pipelines import Pipeline, scaled
+from dkdm_lab.pipelines import Pipeline, decode, encode, scaled
 
 T = 20
 GOLDEN = Path(__file__).parent / "golden"
@@ -289,18 +289,29 @@ def test_latents_are_decoded_as_the_pipeline_decodes(made):
     pipeline = Pipeline.from_pretrained(teacher)
     assert pipeline.denoiser.shape == (3, 8, 8)
     latents = torch.randn(5, 3, 8, 8)
-    images = pipeline.decode(latents, batch_size=2)
+    images = decode(pipeline.vae, latents, batch_size=2)
     assert images.shape == (5, 3, 16, 16)
     with torch.no_grad():
         assert_close(images, pipeline.vae.decode(latents / 0.5).sample)
-    assert pipeline.encode(images).shape == latents.shape
+    assert_close(images, pipeline.decode(latents))
+
+
+def test_images_are_encoded_to_the_diffusions_latents(made):
+    teacher, _ = made("ldm")
+    vae = Pipeline.from_pretrained(teacher).vae
+    images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = vae.encode(images / 127.5 - 1).latents * 0.5
+    assert_close(encode(vae, images, batch_size=2), expected)
 
 
 def test_a_kl_encoder_gives_its_mean(made):
     teacher, _ = made("dit")
     pipeline = Pipeline.from_pretrained(teacher)
-    images = torch.randn(2, 3, 16, 16)
-    assert_close(pipeline.encode(images), pipeline.vae.encode(images).latent_dist.mean * 0.18215)
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = pipeline.vae.encode(images / 127.5 - 1).latent_dist.mean * 0.18215
+    assert_close(encode(pipeline.vae, images), expected)
 
 
 def test_prompts_are_embedded_as_the_pipeline_does(made):

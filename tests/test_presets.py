@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from dkdm_lab import presets
-from dkdm_lab.data import DATASETS
+from dkdm_lab.autoencoder import AUTOENCODERS
+from dkdm_lab.data import DATASETS, load_labels
 from dkdm_lab.networks import NETWORKS
 from dkdm_lab.pools import WARMUPS, DynamicPool
 from dkdm_lab.presets import PRESETS
@@ -42,8 +43,38 @@ def test_the_papers_presets_are_tables_4_and_6(
     assert preset.synthetic_images == DATASETS[name].sizes["train"]  # "matching the size of the original"
 
 
+@pytest.mark.parametrize(
+    "name, batch_size, iterations, lr, images",
+    [("celebahq256", 48, 410_000, 9.6e-5, 25_000), ("ffhq256", 42, 640_000, 8.4e-5, 60_000)],
+)
+def test_the_papers_latent_presets_are_tables_4_and_7(name, batch_size, iterations, lr, images):
+    table = {
+        "T": 1000,
+        "batch_size": batch_size,
+        "iterations": iterations,
+        "lr": lr,
+        "rho": 4.0,
+        "teacher": "ldm-274m",
+        "student": "ldm-86m",
+        "early_stop": False,
+        "synthetic_images": images,  # Table 4, as the next
+        "synthetic_steps": 100,
+        "sampler": "ddim",
+        "steps": 200,  # Sec. 4.1, as the next
+        "samples": 50_000,
+    }
+    preset = presets.get(name)
+    assert {setting: getattr(preset, setting) for setting in table} == table
+    assert preset.synthetic_images == DATASETS[name].sizes["train"]
+    assert preset.diffusion().betas[[0, -1]].tolist() == pytest.approx(
+        [0.0015, 0.0195]
+    )  # of LDM's configuration
+
+
 def test_the_presets_of_the_book_exist():
-    assert list(PRESETS) == ["toy", "digits", "fashion", "cifar10", "celeba64", "imagenet32"]
+    own = ["toy", "digits", "digits-latent", "digits-classes", "fashion"]
+    papers = ["cifar10", "celeba64", "imagenet32", "celebahq256", "ffhq256"]
+    assert list(PRESETS) == own + papers
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -52,6 +83,9 @@ def test_every_preset_has_its_networks(name):
     assert preset.name == name
     assert preset.student in NETWORKS
     assert preset.teacher in {*NETWORKS, "exact"}
+    assert preset.autoencoder in {*AUTOENCODERS, None}
+    if preset.classes and preset.data == "digits":
+        assert set(load_labels("digits").tolist()) == set(range(preset.classes))
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -59,7 +93,8 @@ def test_every_preset_has_a_process_and_a_pool(name):
     preset = presets.get(name)
     process = preset.diffusion()
     assert (process.T, process.schedule, process.clip) == (preset.T, preset.schedule, preset.clip)
-    assert process.timesteps(preset.steps)[-1] == preset.T - 1
+    assert len(process.timesteps(preset.steps, preset.sampler)) == preset.steps
+    assert len(process.timesteps(preset.synthetic_steps, preset.sampler)) == preset.synthetic_steps
     assert preset.warmup in WARMUPS
     teacher = type("Teacher", (), {"shape": (2,), "eval": lambda self: self})()
     pool = DynamicPool(process, teacher, preset.batch_size, rho=preset.rho, warmup=preset.warmup)
@@ -82,7 +117,7 @@ def test_changes_come_after_the_live_settings():
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="preset: found 'mnist', expected one of toy, digits, fashion"):
+    with pytest.raises(ValueError, match="preset: found 'mnist', expected one of toy, digits, "):
         presets.get("mnist")
 
 
