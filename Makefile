@@ -17,7 +17,8 @@ book: $(INSTALLED)  ## run every chapter of PRESET, then build the site
 	@$(MAKE) --no-print-directory site
 
 test: lint  ## run the linters, the tests, and every chapter once more
-	$(BIN)/pytest --nbval-lax --nbval-cell-timeout=1800 tests $(NOTEBOOKS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile tests
+	$(BIN)/pytest --nbval-lax --nbval-cell-timeout=1800 $(NOTEBOOKS)
 
 lab: $(INSTALLED)  ## open JupyterLab on the book; untrusted, its sliders would not move before a run
 	$(BIN)/jupyter-trust $(NOTEBOOKS)

@@ -197,15 +197,16 @@ def find_folder(path: str | Path) -> Path:
     if local.exists():
         return local
     try:
-        return Path(snapshot_download(str(path), allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(str(path), allow_patterns=_NEEDED, ignore_patterns=_COPIES))
     except Exception as error:  # the Hub's client raises many kinds, by cause
         raise FileNotFoundError(
             f"{path}: found neither a folder here nor such a model on the Hub ({error})"
         ) from error
 
 
-# Not a repository's single-file copies in other formats, which lie at its root or are named otherwise.
-_HUB_FILES = ["*.json", "*.txt", "*/diffusion_pytorch_model*", "*/model*", "diffusion_pytorch_model*"]
+# Of a repository on the Hub: not the same weights again at its root, in half precision or for other programs.
+_NEEDED = ["*.json", "*.txt", "*/diffusion_pytorch_model*", "*/model*", "diffusion_pytorch_model*"]
+_COPIES = ["*.fp16.*", "*.non_ema.*", "*.msgpack", "*.onnx*"]
 
 
 def read_model(folder: Path, classes: Mapping[str, type]) -> nn.Module:
@@ -271,9 +272,10 @@ def ddpm_scheduler(diffusion: GaussianDiffusion, learned_variance: bool) -> DDPM
         beta_schedule=names[diffusion.schedule],
         beta_start=float(diffusion.betas[0]),  # the cosine has no use for either
         beta_end=float(diffusion.betas[-1]),
-        variance_type="learned_range" if learned_variance else "fixed_small",
+        variance_type="learned_range" if learned_variance else f"fixed_{diffusion.variance}",
         timestep_spacing="linspace",
-        clip_sample=diffusion.clip,
+        clip_sample=bool(diffusion.clip),
+        clip_sample_range=float(diffusion.clip or 1),
     )
 
 
@@ -509,7 +511,7 @@ NETWORKS = {
     "digits-classes-teacher": _digits(32, 1, classes=11),
     "digits-classes-student": _digits(16, 1, classes=11),
     # for latents of digits, 3 x 4 x 4;
-    "latent-teacher": _latent(48),
+    "latent-teacher": _latent(32),
     "latent-student": _latent(24),
     # for Fashion-MNIST, grey and 32x32; and for points in the plane
     "fashion-teacher": _fashion(64, 2),

@@ -144,8 +144,8 @@ PRESETS = {
             teacher_ema=0.999,
             student="latent-student",
             iterations=2000,
-            lr=1e-3,
-            ema=0.999,
+            lr=2e-3,
+            ema=0.995,
             rho=0.4,
             synthetic_images=1797,
             synthetic_steps=50,
@@ -154,7 +154,7 @@ PRESETS = {
             curve=2,
             sampler="ddim",
             autoencoder="digits-vq",
-            live={"teacher_iterations": 1500, "iterations": 700, "curve": 1, "synthetic_images": 900},
+            live={"teacher_iterations": 1000, "iterations": 500, "curve": 1, "synthetic_images": 900},
         ),
         Preset(
             name="digits-classes",  # the digits with their labels
@@ -178,7 +178,7 @@ PRESETS = {
             samples=2000,
             curve=1,
             classes=10,
-            live={"teacher_iterations": 700, "iterations": 400, "samples": 1000, "synthetic_images": 900},
+            live={"teacher_iterations": 600, "iterations": 400, "samples": 500, "synthetic_images": 900},
         ),
         Preset(
             name="fashion",  # Fashion-MNIST, padded to 32x32: the whole of Table 2 on one GPU
