@@ -25,6 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], type=_setting, metavar="NAME=VALUE", dest="settings",
         help="a chapter parameter, or with --ledger a setting of the preset",
     )  # fmt: skip
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="chapters side by side (default: 1)")
     run.add_argument("--ledger", action="store_true", help="runs instead of chapters")
     run.add_argument("--methods", type=_list, help="with --ledger: comma-separated (default: all)")
     run.add_argument("--seeds", type=_list, default=["0", "1", "2"], help="with --ledger (default: 0,1,2)")
@@ -89,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             from dkdm_lab.batch import run_chapters
 
-            run_chapters(options.preset, options.chapters, dict(options.settings))
+            run_chapters(options.preset, options.chapters, dict(options.settings), jobs=options.jobs)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"dkdm: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
@@ -37,17 +39,23 @@ def run_chapters(
     which: list[str] | None = None,
     settings: dict | None = None,
     book: Path = BOOK,
+    jobs: int = 1,
 ) -> list[Path]:
-    """Execute chapters one after another; returns the notebooks written.
+    """Execute chapters, ``jobs`` at a time; returns the notebooks written, in the chapters' order.
+
+    Side by side each has its share of the cores. Runs that several chapters need are made once: the others
+    wait for them.
 
     The default preset without ``settings`` renews the book's own notebooks; anything else is written to
     ``data_cache/batch/<preset>/``, so that the committed book stays what it is. settings: parameters of the
     chapters, or settings of the preset; a name that is neither is refused before anything runs. What another
     preset's runs found is entered into the ledger, where the chapters of any preset show it.
 
-    A chapter that fails leaves its notebook as it was; what ran is kept in ``data_cache/failed/``, and
-    RuntimeError names chapter and cell.
+    A chapter that fails leaves its notebook as it was; what ran is kept in ``data_cache/failed/``, those
+    that were not begun stay so, and RuntimeError names the first that failed.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs: found {jobs}, expected at least 1")
     if presets.get(preset).data == "toy":
         raise ValueError(
             f"preset {preset}: the chapters show images, and it has none; they use it by themselves where "
@@ -67,20 +75,30 @@ def run_chapters(
         **own,
     }
     folder = book if not parameters else cache_dir() / "batch" / preset
-    written = []
-    for number, source in enumerate(sources, 1):
-        print(f"[{number}/{len(sources)}] {source.stem}", flush=True)
+    targets = [folder / f"{source.stem}.ipynb" for source in sources]
+    failed: list[str] = []
+    share = max(1, (os.cpu_count() or 1) // jobs)
+    environment = os.environ if jobs == 1 else {**os.environ, "OMP_NUM_THREADS": str(share)}
+
+    def run(number: int) -> None:
+        source = sources[number]
+        if failed:
+            return
+        print(f"[{number + 1}/{len(sources)}] {source.stem}", flush=True)
         mine = {name: value for name, value in parameters.items() if name in parameter_names(source)}
-        target = folder / f"{source.stem}.ipynb"
         # One process a chapter: kernels leak, and a crash takes no other chapter along.
-        child = subprocess.run([sys.executable, "-m", "dkdm_lab.batch", source, target, repr(mine)])
-        if child.returncode:
-            raise RuntimeError(f"{source.stem} failed; the chapters after it were not run")
-        written.append(target)
+        command = [sys.executable, "-m", "dkdm_lab.batch", source, targets[number], repr(mine)]
+        if subprocess.run(command, env=environment).returncode:
+            failed.append(source.stem)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, range(len(sources))))
+    if failed:
+        raise RuntimeError(f"{failed[0]} failed; the chapters not yet begun were not run")
     if preset != DEFAULT_PRESET:
         for file in ledger.enter_finished(preset):
             print(f"ledger: {preset}/{file.name}", flush=True)
-    return written
+    return targets
 
 
 def parameter_names(source: Path) -> set[str]:
@@ -104,16 +122,20 @@ def _execute(source: Path, target: Path, parameters: dict) -> str | None:
     os.environ["TQDM_DISABLE"] = "1"
     problem = None
     try:
-        papermill.execute_notebook(
-            _as_notebook(source),
-            scratch,
-            parameters,
-            cwd=source.parent,
-            kernel_name="python3",
-            log_output=False,
-            coalesce_streams=True,  # what a cell prints is one output, however it came
-            config=Config(KernelManager={"transport": "ipc"}),  # over TCP the kernel warns of eavesdroppers
-        )
+        # Over TCP the kernel warns of eavesdroppers. Sockets of its own: chapters run side by side.
+        with tempfile.TemporaryDirectory(prefix="dkdm-") as sockets:
+            kernel = {"transport": "ipc", "ip": f"{sockets}/kernel"}
+            papermill.execute_notebook(
+                _as_notebook(source),
+                scratch,
+                parameters,
+                cwd=source.parent,
+                kernel_name="python3",
+                log_output=False,
+                progress_bar=sys.stderr.isatty(),
+                coalesce_streams=True,  # what a cell prints is one output, however it came
+                config=Config(KernelManager=kernel),
+            )
     except PapermillExecutionError as error:
         where = f"cell {error.cell_index} (In [{error.exec_count}])"
         problem = f"{source.stem} failed in {where}: {error.ename}: {error.evalue}"

