@@ -55,13 +55,15 @@ def _parser() -> argparse.ArgumentParser:
         "--null-class", type=int, metavar="N",
         help="the label that stands for none, where a class-conditional U-Net has one",
     )  # fmt: skip
-    distil.add_argument("--iterations", type=int, default=10_000)
-    distil.add_argument("--batch-size", type=int, default=128)
-    distil.add_argument("--rho", type=float, default=0.4, help="the pool's size in T batches (default: 0.4)")
-    distil.add_argument("--lr", type=float, default=1e-4)
-    distil.add_argument("--ema", type=float, default=0.9999)
-    distil.add_argument("--guidance", type=float, default=1.0, help="of the teacher while the pool moves")
-    distil.add_argument("--seed", type=int, default=0)
+    distil.add_argument("--iterations", type=int, default=argparse.SUPPRESS)
+    distil.add_argument("--batch-size", type=int, default=argparse.SUPPRESS)
+    distil.add_argument("--rho", type=float, default=argparse.SUPPRESS, help="the pool's size in T batches")
+    distil.add_argument("--lr", type=float, default=argparse.SUPPRESS)
+    distil.add_argument("--ema", type=float, default=argparse.SUPPRESS)
+    distil.add_argument(
+        "--guidance", type=float, default=argparse.SUPPRESS, help="of the teacher while the pool moves"
+    )
+    distil.add_argument("--seed", type=int, default=argparse.SUPPRESS)
     distil.add_argument(
         "--evaluate", type=int, default=0, metavar="N", help="compare N images with N of the teacher's (FID')"
     )
@@ -151,7 +153,8 @@ def _distill(options: argparse.Namespace) -> None:
     elif needs == "class":
         conditions = teacher.classes(options.null_class)
     names = [field.name for field in dataclasses.fields(distill.Distillation)]
-    settings = distill.Distillation(**{name: getattr(options, name) for name in names})
+    given = {name: getattr(options, name) for name in names if name in options}  # the rest has its defaults
+    settings = distill.Distillation(**given)
     distill.distill(teacher, settings, options.out, conditions, options.evaluate)
     print(options.out)
 

@@ -290,7 +290,8 @@ class Conditions:
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: found {dropout}, expected a share in [0, 1)")
-        self.values, self.null, self.dropout = values, null, dropout
+        self.values, self.null = values, null
+        self.dropout = 0.0 if null is None else dropout
         self._table = values if null is None else torch.cat([values, null[None]])  # NULL is its last row
 
     @classmethod
@@ -368,8 +369,6 @@ class NoisedImages:
         condition = None
         if self.conditions is not None:
             dropped = torch.rand(len(index), generator=self._generator) < self.conditions.dropout
-            if self.conditions.null is None:
-                dropped = torch.zeros_like(dropped)
             condition = self.conditions[torch.where(dropped, NULL, self.labels[index]).to(self.device)]
         return Batch(x_t, t, noise, self.diffusion.q_posterior(x0, x_t, t), observed, condition)
 

@@ -129,14 +129,13 @@ def compare(
 
 def _card(settings: Distillation, result: dict, conditions: Conditions | None) -> str:
     """The model card, as the Hub shows it."""
-    metrics = result.get("metrics")
-    measured = "They are no FID: how good the samples are has not been measured."
-    if metrics:
+    fid, measured = "not measured", "They are no FID: how good the samples are has not been measured."
+    if metrics := result.get("metrics"):
+        fid = format(metrics["FID'"], ".2f")
         measured = (
             f"FID' compares {metrics['N']:,} of its images, drawn in {metrics['steps']} steps, with as many "
             "of its teacher's, not with real ones."
         )
-    fid = f"{metrics['FID' + chr(39)]:.2f}" if metrics else "not measured"
     smaller = result["parameters"] / result["teacher_parameters"]
     guided = f", guided by {settings.guidance:g} on their way" if settings.guidance != 1 else ""
     drawn = "" if conditions is None else f", each under one of {len(conditions):,} conditions{guided}"

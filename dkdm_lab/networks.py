@@ -38,6 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dkdm_lab.diffusion import GaussianDiffusion
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+Answer = tuple[Tensor, Tensor | None]  # a denoiser's eps and v
 
 
 class Denoiser(nn.Module):
@@ -156,10 +157,14 @@ class Denoiser(nn.Module):
         return cls(read_model(folder, NETWORK_CLASSES), diffusion, **options).eval()
 
 
+def guide(own: Answer, null: Answer, scale: float) -> Answer:
+    """Classifier-free guidance: ``eps(null) + scale * (eps(own) - eps(null))``, and the v of ``own``."""
+    return null[0] + scale * (own[0] - null[0]), own[1]
+
+
 class Guided:
-    """Classifier-free guidance: ``eps = eps(null) + scale * (eps(condition) - eps(null))``; v is that of the
-    condition. Called as the denoiser it wraps, with twice the cost. null: the condition that stands for none.
-    """
+    """A denoiser under guidance, called as the one it wraps, with twice the cost. null: the condition that
+    stands for none."""
 
     def __init__(self, denoiser: Denoiser, scale: float, null: Tensor):
         self.denoiser, self.scale, self.null = denoiser, scale, null
@@ -168,9 +173,8 @@ class Guided:
     def __call__(self, x_t: Tensor, t: Tensor, condition: Tensor) -> tuple[Tensor, Tensor | None]:
         null = self.null.to(condition.device).expand_as(condition)
         eps, v = self.denoiser(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([condition, null]))
-        with_condition, without = eps.chunk(2)
-        guided = without + self.scale * (with_condition - without)
-        return guided, None if v is None else v.chunk(2)[0]
+        own, null = zip(eps.chunk(2), (None, None) if v is None else v.chunk(2), strict=True)
+        return guide(own, null, self.scale)
 
 
 # -- reading and writing diffusers' folders -----------------------------------------------------------

@@ -17,9 +17,9 @@ from torch import Tensor
 from dkdm_lab.clock import part
 from dkdm_lab.data import NULL, Conditions
 from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion, progress_bar
+from dkdm_lab.networks import Answer, guide
 
 WARMUPS = ("full", "respaced", "harvest")
-Answer = tuple[Tensor, Tensor | None]  # a denoiser's eps and v
 
 
 class Pool:
@@ -169,15 +169,12 @@ class Pool:
         if not asked.any():  # networks with attention take no empty batch
             return own, c, own
         null = self._evaluate(x_t[asked], t[asked], torch.full_like(c[asked], NULL))
-        moved = own if self.guidance == 1 else self._guide(own, null)
+        moved = own if self.guidance == 1 else guide(own, null, self.guidance)
         shown = [None if output is None else output.clone() for output in own]
         for output, without in zip(shown, null, strict=True):
             if output is not None:
                 output[dropped] = without[dropped[asked]]
         return tuple(shown), torch.where(dropped, NULL, c), moved
-
-    def _guide(self, own: Answer, null: Answer) -> Answer:
-        return null[0] + self.guidance * (own[0] - null[0]), own[1]
 
     def _evaluate(self, x_t: Tensor, t: Tensor, c: Tensor | None) -> Answer:
         self.evaluations += len(t)
@@ -252,7 +249,8 @@ class Pool:
             t = torch.full((len(rows),), level, device=self.device)
             answer = self._evaluate(x[rows], t, None if c is None else c[rows])
             if self.guidance != 1:
-                answer = self._guide(answer, self._evaluate(x[rows], t, torch.full_like(rows, NULL)))
+                null = self._evaluate(x[rows], t, torch.full_like(rows, NULL))
+                answer = guide(answer, null, self.guidance)
             p = self._p(x[rows], t, answer, s[rows])
             moved.append(self.diffusion.step(p, s[rows], self._noise(len(t))))
             bar.update(len(t))

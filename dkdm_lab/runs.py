@@ -146,7 +146,7 @@ class Run:
                 if not folder.is_dir():
                     images = load_images(p.data)
                     vae = train_autoencoder(p.autoencoder, images, seed=self.seed, progress=progress)
-                    with whole_folder(folder) as new:
+                    with _explained(folder), whole_folder(folder) as new:
                         vae.save_pretrained(new)
         return read_model(folder, {"VQModel": VQModel}).eval().to(device())
 
@@ -156,7 +156,7 @@ class Run:
         with _explained(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(folder.with_name(f".{folder.name}.lock")).acquire()
-        with lock, _explained(folder):
+        with lock:
             yield
 
     def _pipeline(self) -> Pipeline:
@@ -246,17 +246,7 @@ class Run:
         """The teacher's data set (Table 4)."""
         p, teacher = self.preset, self.teacher_run().model(progress)
         started = time.perf_counter()
-        x = self.diffusion.sample(
-            teacher,
-            p.synthetic_images,
-            p.synthetic_steps,
-            method=p.sampler,
-            condition=self._labels(p.synthetic_images),
-            seed=self.seed + 2,
-            device=device(),
-            progress=progress,
-        )
-        x = x if self._is_kept_as_drawn else to_uint8(x)
+        x = self._draw(teacher, p.synthetic_images, p.synthetic_steps, self.seed + 2, progress)
         with _explained(self.folder), whole(self.folder / "images.npz") as file:
             np.savez(file, x=x.numpy())
         cost = {"teacher_evaluations": p.synthetic_images * p.synthetic_steps}
@@ -352,23 +342,25 @@ class Run:
         return scores | counts
 
     def _samples(self, denoiser: nn.Module) -> torch.Tensor:
-        """Samples as :meth:`_distance` takes them."""
+        """What an evaluation draws, as :meth:`_distance` takes it."""
+        return self._draw(denoiser, self.preset.samples, self.preset.steps, self.seed + 3)
+
+    def _draw(
+        self, denoiser: nn.Module, n: int, steps: int, seed: int, progress: bool = False
+    ) -> torch.Tensor:
+        """Samples by the preset's sampler: points and latents as they are, images in 8 bits a value."""
         p = self.preset
         x = self.diffusion.sample(
             denoiser,
-            p.samples,
-            p.steps,
+            n,
+            steps,
             method=p.sampler,
-            condition=self._labels(p.samples),
-            seed=self.seed + 3,
+            condition=self._labels(n),
+            seed=seed,
             device=device(),
+            progress=progress,
         )
-        return x if self._is_kept_as_drawn else to_uint8(x)
-
-    @property
-    def _is_kept_as_drawn(self) -> bool:
-        """Points and latents are; images are kept as 8 bits a value."""
-        return self.preset.data == "toy" or bool(self.preset.pipeline or self.preset.autoencoder)
+        return x if p.data == "toy" or p.pipeline or p.autoencoder else to_uint8(x)
 
     def _images(self, x: torch.Tensor) -> torch.Tensor:
         """What was drawn as uint8 images: latents are decoded."""
