@@ -21,16 +21,6 @@ def test_a_step_is_divided_into_its_parts(method):
     assert (cost.shares["teacher"] > 0) == (method == "dynamic")
 
 
-def test_the_teacher_weighs_what_it_does():
-    """A teacher of four times the operations takes more of the step than one of a fourth."""
-
-    def share(teacher):
-        preset = presets.get("digits", **TINY, teacher=teacher)
-        return timing.training_cost(preset, "dynamic", iterations=1, repeats=1).shares["teacher"]
-
-    assert share("digits-teacher") > share("digits-53k")
-
-
 def test_the_pool_is_weighed_by_its_samples():
     preset = presets.get("digits", **TINY)
     cost = timing.training_cost(preset, "dynamic", iterations=1, repeats=1)
@@ -38,8 +28,23 @@ def test_the_pool_is_weighed_by_its_samples():
     assert cost.source_bytes == samples * (64 * 4 + 8)  # float32 pixels and an int64 level
 
 
-def test_a_measurement_keeps_ratios_and_no_seconds_of_a_cpu():
-    found = timing.measure(presets.get("digits", **TINY), ("digits-student", "digits-53k"))
-    assert found["training"]["data-based"]["time"] == 1 and found["training"]["dynamic"]["time"] > 1
-    assert found["sampling"]["digits-student"] == {"time": 1.0}
-    assert "seconds" not in str(found["training"])
+def test_a_measurement_keeps_ratios_and_no_seconds_of_a_cpu(monkeypatch):
+    """Of costs that are given here: how long anything takes depends on what else the machine does."""
+    preset, sizes = presets.get("digits", **TINY), ("digits-student", "digits-53k")
+    seconds = {"data-based": 2.0, "dynamic": 3.0, "digits-student": 8.0, "digits-53k": 4.0}
+    shares = {part: 0.25 for part in PARTS}
+    cost = lambda _, method, seed: timing.Cost(seconds[method], shares, None, 100)  # noqa: E731
+    monkeypatch.setattr(timing, "training_cost", cost)
+    monkeypatch.setattr(timing, "sampling_seconds", lambda name, n, steps: seconds[name])
+    found = timing.measure(preset, sizes)
+    assert {method: of["time"] for method, of in found["training"].items()} == {
+        "data-based": 1.0,
+        "dynamic": 1.5,
+    }
+    assert found["training"]["dynamic"] == {"time": 1.5, "shares": shares, "source_bytes": 100}
+    assert found["sampling"] == {"digits-student": {"time": 1.0}, "digits-53k": {"time": 0.5}}
+    assert found["preset"] == "digits" and found["made_with"]["hardware"].startswith("CPU")
+
+
+def test_sampling_is_timed():
+    assert timing.sampling_seconds("digits-53k", 2, 2, repeats=1) > 0
