@@ -1,11 +1,12 @@
-# Every target is a thin line over the tool it names. Settings: make book JOBS=2, make test PYTHON=python3.12
+# Every target is a thin line over the tool it names. Settings: make book JOBS=1, make test PYTHON=python3.12
 PYTHON ?= python3
 VENV   ?= .venv
 PRESET ?= digits
-JOBS   ?= 1
+JOBS   ?= 2
 
 BIN       = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
+THREADS   = $(shell $(PYTHON) -c 'import os; print(max(1, os.cpu_count() // $(JOBS)))')
 NOTEBOOKS = $(patsubst %.py,%.ipynb,$(sort $(wildcard book/[0-9]*.py)))
 
 .PHONY: help book test sweep lab site lint clean
@@ -19,7 +20,8 @@ book: $(INSTALLED)  ## run every chapter of PRESET, JOBS at a time, then build t
 
 test: lint  ## run the linters, the tests, and every chapter once more
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile tests
-	$(BIN)/pytest --nbval-lax --nbval-cell-timeout=1800 $(NOTEBOOKS)
+	@echo "$(NOTEBOOKS)" | tr ' ' '\n' | OMP_NUM_THREADS=$(THREADS) \
+	  xargs -P $(JOBS) -I {} $(BIN)/pytest --quiet --nbval-lax --nbval-cell-timeout=3600 {}
 
 sweep: $(INSTALLED)  ## make every run of PRESET that its tables miss, JOBS at a time
 	$(BIN)/snakemake --snakefile workflow/Snakefile --cores $(JOBS) --nolock --rerun-incomplete \

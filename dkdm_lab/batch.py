@@ -1,22 +1,15 @@
-"""Chapters without a browser: papermill runs each in a process of its own, from its .py source."""
+"""Chapters without a browser: papermill runs each in a process of its own, several side by side."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import jupytext
-import nbformat
-import papermill
-from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
-
 from dkdm_lab import ledger, presets
+from dkdm_lab.chapter import parameter_names
 from dkdm_lab.data import cache_dir
 
 BOOK = Path(__file__).resolve().parent.parent / "book"
@@ -89,7 +82,8 @@ def run_chapters(
         print(f"[{number + 1}/{len(sources)}] {source.stem}", flush=True)
         mine = {name: value for name, value in parameters.items() if name in parameter_names(source)}
         # One process a chapter: kernels leak, and a crash takes no other chapter along.
-        command = [sys.executable, "-m", "dkdm_lab.batch", source, targets[number], repr(mine)]
+        failures = cache_dir() / "failed"
+        command = [sys.executable, "-m", "dkdm_lab.chapter", source, targets[number], failures, repr(mine)]
         child = subprocess.Popen(command, env=environment)
         at_work.append(child)
         if child.wait():
@@ -109,78 +103,3 @@ def run_chapters(
         for file in ledger.enter_finished(preset):
             print(f"ledger: {preset}/{file.name}", flush=True)
     return targets
-
-
-def parameter_names(source: Path) -> set[str]:
-    """The names in a chapter's cell tagged ``parameters``, as papermill reads them."""
-    return set(papermill.inspect_notebook(_as_notebook(source)))
-
-
-def _as_notebook(source: Path) -> nbformat.NotebookNode:
-    notebook = jupytext.read(source)
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"cell-{number:02d}"  # the same ids every time, so that a diff shows only changes
-    return notebook
-
-
-def _execute(source: Path, target: Path, parameters: dict) -> str | None:
-    """Run one chapter into ``target``; returns a sentence on what failed, or None."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}")
-    # Bars are for people: papermill's own, already imported, goes to the terminal; the chapter's stay out
-    # of its outputs.
-    os.environ["TQDM_DISABLE"] = "1"
-    problem = None
-    try:
-        # Over TCP the kernel warns of eavesdroppers. Sockets of its own: chapters run side by side.
-        with tempfile.TemporaryDirectory(prefix="dkdm-") as sockets:
-            # Asked to stop, it interrupts the kernel, whose training saves itself: that may take its time.
-            kernel = {"transport": "ipc", "ip": f"{sockets}/kernel", "shutdown_wait_time": 600.0}
-            papermill.execute_notebook(
-                _as_notebook(source),
-                scratch,
-                parameters,
-                cwd=source.parent,
-                kernel_name="python3",
-                log_output=False,
-                progress_bar=sys.stderr.isatty(),
-                coalesce_streams=True,  # what a cell prints is one output, however it came
-                config=Config(KernelManager=kernel),
-            )
-    except PapermillExecutionError as error:
-        where = f"cell {error.cell_index} (In [{error.exec_count}])"
-        problem = f"{source.stem} failed in {where}: {error.ename}: {error.evalue}"
-    except KeyboardInterrupt:  # papermill has interrupted the kernel by now and waited for its end
-        problem = f"{source.stem} was stopped; what it trained is saved, the same command goes on from there"
-    except Exception as error:  # a kernel that died, a full disk: named too, with the same care
-        problem = f"{source.stem} failed: {type(error).__name__}: {error}"
-    if problem is None:
-        notebook = nbformat.read(scratch, as_version=4)
-        _clean(notebook)
-        nbformat.write(notebook, scratch)
-        os.replace(scratch, target)
-    elif scratch.exists():
-        kept = cache_dir() / "failed" / target.name
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(scratch, kept)
-        problem += f"\nas far as it ran: {kept}"
-    return problem
-
-
-def _clean(notebook: nbformat.NotebookNode) -> None:
-    """Remove what papermill notes about this machine and this minute."""
-    notebook.metadata.pop("papermill", None)
-    for cell in notebook.cells:
-        for key in ("papermill", "execution"):
-            cell.metadata.pop(key, None)
-        if not cell.metadata.get("tags"):
-            cell.metadata.pop("tags", None)
-
-
-if __name__ == "__main__":
-    import ast
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request, as Ctrl-C
-    failure = _execute(Path(sys.argv[1]), Path(sys.argv[2]), ast.literal_eval(sys.argv[3]))
-    if failure:
-        sys.exit(failure)

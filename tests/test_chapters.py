@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dkdm_lab import ledger
-from dkdm_lab.batch import chapters, parameter_names
+from dkdm_lab.batch import chapters
+from dkdm_lab.chapter import parameter_names
 from dkdm_lab.data import GaussianMixture
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.pools import DynamicPool, IterativePool
