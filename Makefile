@@ -9,7 +9,7 @@ INSTALLED = $(VENV)/.installed
 THREADS   = $(shell $(PYTHON) -c 'import os; print(max(1, os.cpu_count() // $(JOBS)))')
 NOTEBOOKS = $(patsubst %.py,%.ipynb,$(sort $(wildcard book/[0-9]*.py)))
 
-.PHONY: help book test sweep lab site lint clean
+.PHONY: help book test test-code test-chapters sweep lab site lint clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -18,10 +18,15 @@ book: $(INSTALLED)  ## run every chapter of PRESET, JOBS at a time, then build t
 	$(BIN)/dkdm run --preset $(PRESET) --jobs $(JOBS)
 	@$(MAKE) --no-print-directory site
 
-test: lint  ## run the linters, the tests, and every chapter once more
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile tests
-	@echo "$(NOTEBOOKS)" | tr ' ' '\n' | OMP_NUM_THREADS=$(THREADS) \
-	  xargs -P $(JOBS) -I {} $(BIN)/pytest --quiet --nbval-lax --nbval-cell-timeout=3600 {}
+test: lint  ## run the linters, the tests, and every chapter once more, side by side
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-code test-chapters
+
+test-code: $(INSTALLED)
+	OMP_NUM_THREADS=$(THREADS) nice $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile tests
+
+test-chapters: $(INSTALLED)
+	@echo $(NOTEBOOKS) | tr ' ' '\n' | OMP_NUM_THREADS=$(THREADS) \
+	  xargs -P $(JOBS) -I {} $(BIN)/pytest --no-header --nbval-lax --nbval-cell-timeout=3600 {}
 
 sweep: $(INSTALLED)  ## make every run of PRESET that its tables miss, JOBS at a time
 	$(BIN)/snakemake --snakefile workflow/Snakefile --cores $(JOBS) --nolock --rerun-incomplete \

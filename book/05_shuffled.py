@@ -72,7 +72,7 @@ watch(run.source(), iterations=settings.T, every=settings.T // 10)
 # ## Train on it
 
 # %%
-methods = ("iterative", "shuffled")
+methods = ("shuffled", "iterative")
 results = {method: runs.Run(settings, method, seed).result() for method in methods}
 losses = {m: r["loss"] for m, r in results.items()}
 lines = {m: (loss["iteration"], loss["simple"]) for m, loss in losses.items()}

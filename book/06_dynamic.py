@@ -108,7 +108,7 @@ print(f"teacher evaluations an iteration: {pool.evaluations - filled}")
 # ## Train on it
 
 # %%
-methods = ("iterative", "shuffled", "dynamic")
+methods = ("dynamic", "shuffled", "iterative")
 results = {method: runs.Run(settings, method, seed).result() for method in methods}
 losses = {m: r["loss"] for m, r in results.items()}
 lines = {m: (loss["iteration"], loss["simple"]) for m, loss in losses.items()}

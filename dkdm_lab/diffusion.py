@@ -99,6 +99,7 @@ class GaussianDiffusion:
         # Logarithms keep 1 - alpha_bar exact where alpha_bar is close to 1. Entry 0 is the clean image.
         self._log_alpha_bar = np.concatenate([[0.0], np.cumsum(np.log1p(-self.betas))])
         self._on_device: dict[torch.device, Tensor] = {}
+        self._steps: dict[torch.device, Transition] = {}
 
     @classmethod
     def linear(cls, T: int = 1000, clip: bool = True) -> GaussianDiffusion:
@@ -136,16 +137,24 @@ class GaussianDiffusion:
 
     def log_alpha_bar(self, t: Tensor) -> Tensor:
         """``log alpha_bar_t`` for indices in [-1, T - 1]; shape of ``t``; 0 at -1, the clean image."""
-        if t.device.type == "cpu" and t.numel() and not (-1 <= int(t.min()) and int(t.max()) < self.T):
-            raise ValueError(f"t: found {int(t.min())}..{int(t.max())}, expected 0..{self.T - 1} (0-based)")
+        self._check(t, lowest=-1)
         if t.device not in self._on_device:
             dtype = torch.float32 if t.device.type == "mps" else torch.float64
             self._on_device[t.device] = torch.as_tensor(self._log_alpha_bar).to(t.device, dtype)
         return self._on_device[t.device][t + 1]
 
+    def _check(self, t: Tensor, lowest: int) -> None:
+        if t.device.type == "cpu" and t.numel() and not (lowest <= int(t.min()) and int(t.max()) < self.T):
+            raise ValueError(f"t: found {int(t.min())}..{int(t.max())}, expected 0..{self.T - 1} (0-based)")
+
     def transition(self, t: Tensor, s: Tensor | None = None) -> Transition:
         """Coefficients of the step from level ``t`` down to ``s`` (default ``t - 1``), both ``[B]`` int64."""
-        s = t - 1 if s is None else s
+        if s is None:  # the step that training takes, over and over: worked out once
+            self._check(t, lowest=0)
+            if t.device not in self._steps:
+                levels = torch.arange(self.T, device=t.device)
+                self._steps[t.device] = self.transition(levels, levels - 1)
+            return Transition(*(table[t] for table in self._steps[t.device]))
         at_t, at_s = self.log_alpha_bar(t), self.log_alpha_bar(s)
         noise_t, noise_s = -torch.expm1(at_t), -torch.expm1(at_s)  # 1 - alpha_bar
         beta = -torch.expm1(at_t - at_s)
