@@ -7,6 +7,7 @@ JOBS   ?= 2
 BIN       = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 THREADS   = $(shell $(PYTHON) -c 'import os; print(max(1, os.cpu_count() // $(JOBS)))')
+SYNC      = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 NOTEBOOKS = $(patsubst %.py,%.ipynb,$(sort $(wildcard book/[0-9]*.py)))
 
 .PHONY: help book test test-code test-chapters sweep lab site lint clean
@@ -19,7 +20,7 @@ book: $(INSTALLED)  ## run every chapter of PRESET, JOBS at a time, then build t
 	@$(MAKE) --no-print-directory site
 
 test: lint  ## run the linters, the tests, and every chapter once more, side by side
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-code test-chapters
+	@$(MAKE) --no-print-directory --jobs 2 $(SYNC) test-code test-chapters
 
 test-code: $(INSTALLED)
 	OMP_NUM_THREADS=$(THREADS) nice $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile tests

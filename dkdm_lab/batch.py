@@ -70,6 +70,7 @@ def run_chapters(
     }
     folder = book if not parameters else cache_dir() / "batch" / preset
     targets = [folder / f"{source.stem}.ipynb" for source in sources]
+    failures = cache_dir() / "failed"
     failed: list[str] = []
     at_work: list[subprocess.Popen] = []
     share = max(1, (os.cpu_count() or 1) // jobs)
@@ -82,7 +83,6 @@ def run_chapters(
         print(f"[{number + 1}/{len(sources)}] {source.stem}", flush=True)
         mine = {name: value for name, value in parameters.items() if name in parameter_names(source)}
         # One process a chapter: kernels leak, and a crash takes no other chapter along.
-        failures = cache_dir() / "failed"
         command = [sys.executable, "-m", "dkdm_lab.chapter", source, targets[number], failures, repr(mine)]
         child = subprocess.Popen(command, env=environment)
         at_work.append(child)

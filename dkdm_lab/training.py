@@ -81,9 +81,8 @@ def train(
 
     Returns the student with averaged weights, in eval mode, and the history. ``student`` itself is left
     with its last raw weights. Errors: :class:`Stopped` on SIGINT or SIGTERM, once all is saved; a second one
-    stops at once. FloatingPointError for a loss that is not finite, or L_simple above
-    :data:`LOSS_LIMIT`. RuntimeError
-    where another process trains in ``checkpoint``; for a checkpoint that cannot be used see
+    stops at once. FloatingPointError for a loss that is not finite, or L_simple above :data:`LOSS_LIMIT`.
+    RuntimeError where another process trains in ``checkpoint``; for a checkpoint that cannot be used see
     :meth:`~dkdm_lab.snapshots.Snapshots.newest`.
     """
     if getattr(source, "shape", student.shape) != student.shape:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dkdm_lab import presets, timing
+from dkdm_lab import clock, networks, presets, timing
 from dkdm_lab.clock import PARTS
 
 pytestmark = pytest.mark.usefixtures("yardstick")  # what is measured names the classifier's hash
@@ -19,6 +19,24 @@ def test_a_step_is_divided_into_its_parts(method):
     assert sum(cost.shares.values()) == pytest.approx(1)
     assert all(share > 0 for part, share in cost.shares.items() if part != "teacher")
     assert (cost.shares["teacher"] > 0) == (method == "dynamic")
+
+
+def test_the_teacher_weighs_what_it_does(monkeypatch):
+    """By a clock that only networks move on, each evaluation by the operations it takes."""
+    now, build, names = [0.0], networks.build, ("digits-teacher", "digits-53k", "digits-student")
+    work = {name: networks.flops(name) for name in names}
+
+    def ticking(name):
+        network = build(name)
+        network.register_forward_hook(lambda *_: now.__setitem__(0, now[0] + work[name]))
+        return network
+
+    monkeypatch.setattr(clock, "_now", lambda: now[0])
+    monkeypatch.setattr(networks, "build", ticking)
+    for teacher in ("digits-teacher", "digits-53k"):
+        preset = presets.get("digits", **TINY, teacher=teacher)
+        shares = timing.training_cost(preset, "dynamic", iterations=1, repeats=1).shares
+        assert shares["teacher"] == pytest.approx(work[teacher] / (work[teacher] + work[preset.student]))
 
 
 def test_the_pool_is_weighed_by_its_samples():
