@@ -63,7 +63,8 @@ plots.image_grid(torch.cat([images[:20], again[:20]]), columns=20)
 # %%
 error = (again.float() - images.float()).square().mean() / images.float().var()
 bound = score(again, images, settings.features, ("FID",))[metric]
-print(f"an image is {images[0].numel()} numbers, a latent {latents[0].numel()};", end=" ")
+sizes = images[0].numel(), latents[0].numel()
+print("an image is {} numbers, a latent {};".format(*sizes), end=" ")
 print(f"the latents' standard deviation is {latents.std():.2f}")
 print(f"lost: {error:.1%} of the variance, which makes {metric} {bound:.1f}")
 assert error < 0.1
@@ -145,8 +146,8 @@ for p, make, shape in (
 # %% tags=["nbval-check-output"]
 for name, (encoding, F_T) in counts.items():
     each_step, once = (3 + F_T) / (3 + encoding), (3 + F_T) / 3
-    print(f"{name:14s}a dynamic step, in data-based ones: {each_step:.2f} if", end="")
-    print(f" those encode, {once:.2f} if their latents are stored")
+    print(f"{name:14s}a dynamic step, in data-based ones:", end=" ")
+    print(f"{each_step:.2f} if those encode, {once:.2f} if latents are stored")
 
 # %% [markdown]
 # The paper's Table 9 has 55.52 s against 68.77 s for 100 iterations on FFHQ, a factor of
