@@ -55,7 +55,7 @@ CAST = {
 FRACTIONS = (0.05, 0.10, 0.15, 0.20)  # Table 2
 RHOS = (0.05, 0.4, 1.0)  # around Fig. 4b's; 0.4 is the preset's own
 DISCARDS = (0.0, 0.25, 0.5)  # Sec. 11 names no values
-# Beyond the paper, at `digits-pools`: strides, and the pool's size as rho, of 2, 4 and 40 batches. The paper's
+# Beyond the paper, at `digits-pools`: strides, and the pool's size as rho: 2, 4 and 40 batches. The paper's
 # own are 1 and 0.4.
 STRIDES = (1, 2, 5, 10, 20)
 SIZES = (0.02, 0.04, 0.4)
