@@ -55,6 +55,11 @@ CAST = {
 FRACTIONS = (0.05, 0.10, 0.15, 0.20)  # Table 2
 RHOS = (0.05, 0.4, 1.0)  # around Fig. 4b's; 0.4 is the preset's own
 DISCARDS = (0.0, 0.25, 0.5)  # Sec. 11 names no values
+# Beyond the paper, at `digits-pools`: strides, and the pool's size as rho: 2, 4 and 40 batches. The paper's
+# own are 1 and 0.4.
+STRIDES = (1, 2, 5, 10, 20)
+SIZES = (0.02, 0.04, 0.4)
+STORED = ("bfloat16", "float16")  # what a pool may lie in that rounds it
 
 
 def _m(method: str, **settings) -> dict:
@@ -503,15 +508,18 @@ def sweep(preset: Preset, seeds: Iterable[int]) -> dict[str, tuple[Run, bool]]:
     wheres = [(_m(method), False) for method in METHODS]
     if preset.classes:
         wheres = [(_m("teacher"), False), (_m("dynamic"), False)]
-    if preset.name in LATENTS:
+    elif preset.name in LATENTS:
         wheres = [(n.where, False) for n in _table_3() if n.preset == "celebahq256"]
-    if preset.name in CAST:
+    elif preset.name == "digits-pools":
+        wheres = [(_m("dynamic", rho=SIZES[1], stride=k), False) for k in STRIDES]
+        wheres += [(_m("dynamic", rho=rho, stride=k), False) for rho in SIZES for k in (1, 10)]
+        wheres += [(_m("dynamic", storage=storage), False) for storage in STORED]
+    elif preset.name in CAST:
         cast = CAST[preset.name]
         wheres = [(_m("data-based"), False)]
         wheres += [(_m("data-limited", real_fraction=f), False) for f in FRACTIONS]
         wheres += [(where, place == "Fig. 9") for place, _, where in figure_curves(preset.name) if where]
         wheres += [(_m("data-free", student=cast["CNN"]), True)]
-        wheres += [(_m("dynamic", storage=storage), False) for storage in ("bfloat16", "float16")]
         for teacher in ("CNN", "ViT"):
             pairs = [{"teacher": cast[teacher], "student": s} for s in (cast["student"], cast["ViT"])]
             wheres += [(_m("teacher", teacher=cast[teacher]), False)]
