@@ -25,7 +25,7 @@
 # %% tags=["parameters"]
 live = True  # teachers sized for a laptop; False trains them at full size
 seed = 0
-iterations = 400  # of each distillation
+iterations = 300  # of each distillation
 
 # %%
 import json
@@ -122,7 +122,8 @@ for kind, teacher in teachers.items():
 # %%
 def student_of(kind):
     teacher, out = teachers[kind], folders[kind].with_name(f"student-{iterations}")
-    settings = Distillation(kind, "x0.5", iterations, lr=1e-3, ema=0.99, rho=0.1)
+    options = {"batch_size": 64, "rho": 0.2, "lr": 1e-3, "ema": 0.99, "seed": seed}
+    settings = Distillation(kind, "x0.5", iterations, **options)
     if not (out / "README.md").is_file():  # which it writes in the end
         takes_labels = teacher.denoiser.condition == "class"
         labels = teacher.classes(null=10) if takes_labels else None
@@ -205,7 +206,7 @@ print((students["digits-classes"] / "README.md").read_text())
 # The same from a shell:
 #
 # ```
-# dkdm distill TEACHER --student x0.5 --null-class 10 --iterations 400 --lr 1e-3 --ema 0.99 --rho 0.1 --out STUDENT
+# dkdm distill TEACHER --student x0.5 --null-class 10 --iterations 300 --batch-size 64 --rho 0.2 --lr 1e-3 --ema 0.99 --out STUDENT
 # ```
 #
 # `TEACHER` is a folder as above, a name on the Hub, or a file of weights as the paper's teachers come. What a file does

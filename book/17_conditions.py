@@ -53,12 +53,11 @@ labels, null = run.conditions.values, run.conditions.null
 teacher = runs.Run(settings, "teacher", seed).model()
 
 
-def draw(model, n=20):
+def draw(model, n=20, steps=settings.steps):
     """n samples of each class, as images, with what was asked for."""
     asked = labels.repeat_interleave(n)
     options = {"condition": asked, "seed": seed, "device": runs.device()}
-    x = diffusion.sample(model, len(asked), settings.steps, **options)
-    return to_uint8(x), asked
+    return to_uint8(diffusion.sample(model, len(asked), steps, **options)), asked
 
 
 images, asked = draw(teacher)
@@ -177,9 +176,9 @@ plots.image_grid(draw(Guided(student, strength, null))[0], columns=20)
 # How far does it follow its teacher along $w$?
 
 # %%
-scales, lines = (0.0, 1.0, 2.0, 3.0, 5.0), {}
+scales, lines = (0.0, 1.0, 2.0, 4.0), {}
 for name, model in (("teacher", teacher), ("dynamic", student)):
-    drawn = [draw(Guided(model, scale, null), n=10) for scale in scales]
+    drawn = [draw(Guided(model, w, null), n=10, steps=25) for w in scales]
     lines[name] = (scales, [class_accuracy(*images) for images in drawn])
 plots.curves(lines, "w", "share that shows what was asked for")
 

@@ -176,7 +176,14 @@ PRESETS = {
             curve=2,
             sampler="ddim",
             autoencoder="digits-vq",
-            live={"teacher_iterations": 1000, "iterations": 500, "curve": 1, "synthetic_images": 900},
+            live={
+                "batch_size": 64,
+                "teacher_iterations": 1000,
+                "iterations": 500,
+                "samples": 500,
+                "curve": 1,
+                "synthetic_images": 900,
+            },
         ),
         Preset(
             name="digits-classes",  # the digits with their labels
@@ -200,7 +207,13 @@ PRESETS = {
             samples=2000,
             curve=1,
             classes=10,
-            live={"teacher_iterations": 600, "iterations": 400, "samples": 500, "synthetic_images": 900},
+            live={
+                "batch_size": 64,
+                "teacher_iterations": 800,
+                "iterations": 500,
+                "samples": 300,
+                "synthetic_images": 900,
+            },
         ),
         Preset(
             name="fashion",  # Fashion-MNIST, padded to 32x32: the whole of Table 2 on one GPU
