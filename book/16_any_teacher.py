@@ -116,7 +116,8 @@ for kind, teacher in teachers.items():
 #
 # A student is named in one of three ways: a network of this book, a `config.json`, or a factor, which is the teacher's own
 # architecture at another width. We take half the width of each. `distill` is the loop of [](06_dynamic), with a pool
-# that asks the pipeline for what it needs. Stopped and called again, it goes on; a finished folder it leaves alone.
+# that asks the pipeline for what it needs. Stopped and called again, it goes on; a finished folder it leaves alone. One
+# thing no folder tells: which label stands for none. Here it is the eleventh.
 
 
 # %%
@@ -206,7 +207,8 @@ print((students["digits-classes"] / "README.md").read_text())
 # The same from a shell:
 #
 # ```
-# dkdm distill TEACHER --student x0.5 --null-class 10 --iterations 300 --batch-size 64 --rho 0.2 --lr 1e-3 --ema 0.99 --out STUDENT
+# dkdm distill TEACHER --student x0.5 --null-class 10 --out STUDENT \
+#     --iterations 300 --batch-size 64 --rho 0.2 --lr 1e-3 --ema 0.99
 # ```
 #
 # `TEACHER` is a folder as above, a name on the Hub, or a file of weights as the paper's teachers come. What a file does
@@ -214,12 +216,13 @@ print((students["digits-classes"] / "README.md").read_text())
 #
 # ```
 # dkdm distill google/ddpm-cat-256 --student x0.5 --out cats
-# dkdm distill cifar10-57m.pt --student vit-19m --out transformer                        # ADM, chapter 10's pair
-# dkdm distill ldm-ffhq256/model.ckpt --student ldm-86m --rho 4 --out faces              # Table 3's pair
-# dkdm distill a-stable-diffusion --student x0.5 --prompts prompts.txt --guidance 7.5 --out painter
+# dkdm distill cifar10-57m.pt --student vit-19m --out transformer
+# dkdm distill ldm-ffhq256/model.ckpt --student ldm-86m --rho 4 --out faces
+# dkdm distill FOLDER --student x0.5 --prompts prompts.txt --guidance 7.5 --out painter
 # ```
 #
-# The last one is text-to-image: each sample of the pool keeps one of the prompts, whose embeddings are computed once.
+# The second is a pair of [](10_cross_architecture), an ADM file and a transformer; the third is Table 3's for FFHQ. The
+# last one is text-to-image: each sample of the pool keeps one of the prompts, whose embeddings are computed once.
 # `--evaluate 10000` compares as many images of the student with the teacher's, by FID', and puts it on the card.
 #
 # ## In the authors' code
@@ -238,9 +241,9 @@ print((students["digits-classes"] / "README.md").read_text())
 # ## Limits
 #
 # The four commands above have not been run for this book at their real size; each of these kinds is tested with
-# networks of a few thousand weights. Teachers are expected to be Gaussian diffusions in discrete steps. Flow matching,
-# sigma schedules as in EDM and pixel-space cascades are refused by name, not guessed at. A checkpoint of bare weights
-# cannot say what it was trained for: give it the wrong schedule and the student learns nonsense, faithfully.
+# networks of a few thousand weights. Teachers are expected to be Gaussian diffusions in discrete steps; flow matching,
+# for one, is refused and not guessed at. A file of bare weights cannot say what it was trained for: give it the wrong
+# schedule and the student learns nonsense, faithfully.
 #
 # ## Exercises
 #
