@@ -146,8 +146,8 @@ for storage in paper.STORED:
 # In 16 bits a student comes out as it would in 32: the difference is far below that between seeds. So half the memory
 # costs nothing here.
 #
-# The authors' pools are in float32, as the first line. What rests on the host is the same to the last bit, so its
-# digits-FID is the first line's.
+# The authors' pools are in float32, as the first line. What rests on the host is not rounded, so the first line's
+# digits-FID stands for it too.
 #
 # For latent models the balance tips. Data-based training must encode every image at every step, DKDM never sees one.
 # Table 9 has 68.77 s against 55.52 s there. [](15_latent_space) counts what tips it.

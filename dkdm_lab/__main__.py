@@ -83,6 +83,10 @@ def _parser() -> argparse.ArgumentParser:
     distil.add_argument("--batch-size", type=int, default=argparse.SUPPRESS)
     distil.add_argument("--rho", type=float, default=argparse.SUPPRESS, help="the pool's size in T batches")
     distil.add_argument(
+        "--stride", type=int, default=argparse.SUPPRESS, metavar="K",
+        help="steps that a turn moves the pool's samples by (default: 1, the paper's)",
+    )  # fmt: skip
+    distil.add_argument(
         "--storage", choices=("float32", "bfloat16", "float16", "host"), default=argparse.SUPPRESS,
         help="how the pool's samples rest: in a precision, or in float32 in the host's memory",
     )  # fmt: skip

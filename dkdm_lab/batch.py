@@ -82,7 +82,8 @@ def run_chapters(
         source = sources[number]
         if failed:
             return
-        print(f"[{number + 1}/{len(sources)}] {source.stem}", flush=True)
+        # In one piece, whoever else prints.
+        print(f"[{number + 1}/{len(sources)}] {source.stem}\n", end="", flush=True)
         mine = {name: value for name, value in parameters.items() if name in parameter_names(source)}
         # One process a chapter: kernels leak, and a crash takes no other chapter along.
         command = [sys.executable, "-m", "dkdm_lab.chapter", source, targets[number], failures, repr(mine)]

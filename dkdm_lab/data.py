@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -255,6 +256,15 @@ def mix(real: Tensor, synthetic: Tensor, fraction: float, seed: int = 0) -> Tens
     generator = torch.Generator().manual_seed(seed)
     kept = torch.randperm(len(synthetic), generator=generator)[n_real:]
     return torch.cat([real[torch.randperm(len(real), generator=generator)[:n_real]], synthetic[kept]])
+
+
+def shuffled(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of indices into ``n`` samples, ``[batch_size]`` int64, without end; each pass over them is a
+    fresh permutation, and what is left over at its end is left out."""
+    if n < batch_size:
+        raise ValueError(f"data: found {n} samples, expected at least one batch of {batch_size}")
+    while True:
+        yield from torch.randperm(n, generator=generator).split(batch_size)[: n // batch_size]
 
 
 NULL = -1  # where the index of a condition is expected: the null condition

@@ -29,6 +29,7 @@ class Distillation:
     iterations: int = 10_000
     batch_size: int = 128
     rho: float = 0.4
+    stride: int = 1
     storage: str = "float32"
     lr: float = 1e-4
     ema: float = 0.9999
@@ -75,6 +76,7 @@ def distill(
         teacher.denoiser.to(device()),
         ranks.share(settings.batch_size),
         rho=settings.rho,
+        stride=settings.stride,
         storage=settings.storage,
         conditions=conditions,
         guidance=settings.guidance,
@@ -150,6 +152,7 @@ def _card(settings: Distillation, result: dict, conditions: Conditions | None) -
         )
     smaller = result["parameters"] / result["teacher_parameters"]
     guided = f", guided by {settings.guidance:g} on their way" if settings.guidance != 1 else ""
+    strides = f", strides of {settings.stride} steps" if settings.stride != 1 else ""
     drawn = "" if conditions is None else f", each under one of {len(conditions):,} conditions{guided}"
     return f"""---
 library_name: diffusers
@@ -166,7 +169,7 @@ learned from are noisy samples that its teacher denoised, drawn from noise{drawn
 |---|---|
 | teacher | {settings.teacher} |
 | student | {settings.student} |
-| method | dynamic iterative distillation (Algorithm 1), rho = {settings.rho:g} |
+| method | dynamic iterative distillation (Algorithm 1), rho = {settings.rho:g}{strides} |
 | iterations | {settings.iterations:,} of batch size {settings.batch_size} |
 | learning rate, EMA | {settings.lr:g}, {settings.ema:g} |
 | teacher evaluations | {result["teacher_evaluations"]:,} |

@@ -48,7 +48,8 @@ class Pool:
     would. Fresh samples begin at one of the last ``stride`` levels, which keeps t exactly uniform.
 
     storage: one of :data:`STORAGES`. A pool of 16 bits a number takes half the memory, and each turn rounds
-    its samples; one on the "host" takes none of the device's. Turns compute in float32 whatever it is.
+    its samples; one on the "host" takes none of the device's, and sends each batch a turn ahead. Turns compute
+    in float32 whatever it is.
     """
 
     def __init__(
@@ -98,11 +99,14 @@ class Pool:
         self.c: Tensor | None = None  # which condition each sample has
         self.storage = storage
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        # Where the samples rest on the host, it must know which are next without asking the device.
+        # Where the samples rest on the host, it must know which are next without asking the device, and a turn
+        # before their own, so that they are there when it comes.
         self._place = torch.device("cpu") if storage == "host" else self.device
         self._chooser = self._generator
-        if self._place != self.device:
+        if storage == "host":
             self._chooser = torch.Generator().manual_seed(mixed(seed, 1))
+        self._next: tuple[Tensor, Tensor] | None = None  # which samples have the next turn, and they themselves
+        self._chooser_before = self._chooser.get_state()  # they were chosen
         self._late: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
 
     def __iter__(self) -> Pool:
@@ -112,8 +116,9 @@ class Pool:
     def __next__(self) -> Batch:
         self.fill()
         while True:
-            rows = self._select()
-            x_t, index = self._take(rows), rows.to(self.device, non_blocking=True)
+            rows, x_t = self._next or self._choose()
+            self._next = self._choose() if self.storage == "host" else None
+            index = rows.to(self.device, non_blocking=True)
             t = self.t[index]
             c = None if self.c is None else self.c[index]
             shown, c, moved = self._answers(x_t, t, c)
@@ -152,7 +157,7 @@ class Pool:
                 for name, value in (("x", self.x), ("t", self.t), ("c", self.c))
             },
             "generator": self._generator.get_state(),
-            "chooser": self._chooser.get_state(),
+            "chooser": self._chooser.get_state() if self._next is None else self._chooser_before,
             "evaluations": self.evaluations,
         }
 
@@ -173,7 +178,7 @@ class Pool:
         self.t, self.c = (
             None if value is None else value.to(self.device, copy=True) for value in (state["t"], state["c"])
         )
-        self.x = None
+        self.x = self._next = None
         if x is not None:
             self._allocate()
             self.x.copy_(x)
@@ -201,6 +206,12 @@ class Pool:
     def _select(self) -> Tensor:
         """Which samples take this turn, where they rest: all of them, but for the dynamic pool."""
         return torch.arange(self.size, device=self._place)
+
+    def _choose(self) -> tuple[Tensor, Tensor]:
+        """Which samples take a turn, and they themselves, on their way to the device."""
+        self._chooser_before = self._chooser.get_state()
+        rows = self._select()
+        return rows, self._take(rows)
 
     def _allocate(self) -> None:
         """Room for the samples. A GPU copies from the host's memory faster where it is pinned."""
@@ -246,6 +257,10 @@ class Pool:
         finished = t < 0
         x = torch.where(finished.view(-1, *[1] * (x.ndim - 1)), self._noise(len(t)), x)
         self._put(rows, x)
+        if self._next is not None:  # taken before this turn: some of them have moved in it
+            next_rows, next_x = self._next
+            theirs, ours = (next_rows[:, None] == rows).nonzero(as_tuple=True)
+            next_x[theirs.to(self.device)] = x[ours.to(self.device)]
         self.t[index] = torch.where(finished, self._top(len(t)), t)
         if self.c is not None:
             self.c[index] = torch.where(finished, self._draw(len(t)), self.c[index])

@@ -1,4 +1,5 @@
-"""The one training loop. Data-based, data-free, iterative, shuffled, dynamic: only the source differs."""
+"""The one training loop of denoisers: data-based, data-free, iterative, shuffled, dynamic differ in their source
+only."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
+from torch import nn
 
 from dkdm_lab import ranks
 from dkdm_lab.clock import part
@@ -175,6 +177,37 @@ def train(
             if calling:
                 call(done)
         return state.averaged(share=True), state.history
+
+
+def descend(
+    model: nn.Module,
+    loss: Callable[[int], torch.Tensor],
+    iterations: int,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    progress: bool = True,
+    description: str = "training",
+) -> list[float]:
+    """A plain training, of what is no denoiser: Adam on ``loss(step)``, a scalar, for step 0 and on.
+
+    The model is in training mode meanwhile and left in eval mode. weight_decay: Adam's own, added to the
+    gradient. Returns the loss of every step. FloatingPointError for one that is not finite.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
+    model.train()
+    losses: list[torch.Tensor] = []
+    for step in progress_bar(range(iterations), desc=description, show=progress):
+        found = loss(step)
+        found.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(found.detach())
+        looking = step % 100 == 99 or step == iterations - 1  # which waits for the device
+        if looking and not torch.isfinite(losses[-1]):
+            raise FloatingPointError(f"loss: found {float(losses[-1])} at iteration {step + 1}")
+    model.eval()
+    return torch.stack(losses).tolist() if losses else []
 
 
 def _on_cpu(source) -> bool:

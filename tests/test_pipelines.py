@@ -216,7 +216,7 @@ def made(tmp_path):
         folder = tmp_path / "teacher"
         prompts, options = KINDS[kind](folder)
         (teacher,) = tmp_path.glob("teacher*")
-        sizes = ["--iterations", "4", "--batch-size", "4", "--rho", "0.1", "--ema", "0.5"]
+        sizes = ["--iterations", "4", "--batch-size", "4", "--rho", "0.1", "--stride", "2", "--ema", "0.5"]
         return teacher, ["distill", str(teacher), "--out", str(tmp_path / "out"), *sizes, *prompts, *options]
 
     return make
@@ -236,6 +236,7 @@ def test_any_teacher_is_distilled_to_what_diffusers_samples(kind, made, tmp_path
     card = (out / "README.md").read_text()
     assert str(teacher) in card
     assert "**No data set was used**" in card
+    assert "rho = 0.1, strides of 2 steps |" in card
     found = json.loads((out / "distillation.json").read_text())
     assert found["settings"]["student"] == "x0.5"
     assert found["result"]["parameters"] < 0.7 * found["result"]["teacher_parameters"]

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from dkdm_lab import networks
 from dkdm_lab.data import GaussianMixture
-from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.diffusion import GaussianDiffusion, mixed
 from dkdm_lab.evaluation import energy_distance
 from dkdm_lab.pools import POOLS, STORAGES, WARMUPS, DynamicPool, IterativePool, ShuffledPool
 
@@ -495,12 +495,21 @@ def test_sixteen_bits_take_half_the_memory_and_round(diffusion, teacher):
         assert torch.equal(batches[storage].t, batches["float32"].t)
 
 
-def test_on_the_host_nothing_is_rounded(diffusion, teacher):
-    plain, host = (make("dynamic", diffusion, teacher, storage=s) for s in ("float32", "host"))
-    for _ in range(20):
+@pytest.mark.parametrize("method", METHODS)
+def test_on_the_host_nothing_is_rounded_and_nobody_is_late(method, diffusion, teacher):
+    """Each batch is taken a turn ahead, but holds what that turn made of its samples."""
+    plain, host = (make(method, diffusion, teacher, storage=s) for s in ("float32", "host"))
+    plain._chooser = torch.Generator().manual_seed(mixed(0, 1))  # which must be the host's own
+    met_again, before = 0, torch.empty(0)
+    for _ in range(60):
         one, other = next(plain), next(host)
         assert torch.equal(one.x_t, other.x_t)
         assert torch.equal(one.eps, other.eps)
+        chosen, _ = host._next
+        met_again += int(torch.isin(chosen, before).sum())
+        before = chosen
+    assert met_again > 3  # of 320 samples by chance 0.2 a turn; of one batch all
+    assert torch.equal(plain.x, host.x)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
