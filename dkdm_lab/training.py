@@ -1,4 +1,7 @@
-"""The one training loop of denoisers. Data-based, data-free, iterative, shuffled, dynamic: only the source differs."""
+"""The one training loop. Data-based, data-free, iterative, shuffled, dynamic: only the source differs.
+
+:func:`descend` is for what is no denoiser: VAEs and classifiers.
+"""
 
 from __future__ import annotations
 
@@ -202,8 +205,9 @@ def descend(
         optimizer.step()
         optimizer.zero_grad()
         losses.append(found.detach())
-        if (step % 100 == 99 or step == iterations - 1) and not torch.isfinite(found):  # waits for the device
-            raise FloatingPointError(f"loss: found {float(found)} at iteration {step + 1}")
+        looking = step % 100 == 99 or step == iterations - 1  # which waits for the device
+        if looking and not torch.isfinite(losses[-1]):
+            raise FloatingPointError(f"loss: found {float(losses[-1])} at iteration {step + 1}")
     model.eval()
     return torch.stack(losses).tolist() if losses else []
 
