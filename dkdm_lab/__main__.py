@@ -23,15 +23,15 @@ def _parser() -> argparse.ArgumentParser:
         "preset's full size and write book/results/<preset>/. Finished runs are read, not repeated.",
     )
     run.add_argument("--preset", default="digits")
-    run.add_argument("--chapters", type=_list, help="names or numbers, comma-separated (default: all)")
+    run.add_argument("--chapters", type=list_of, help="names or numbers, comma-separated (default: all)")
     run.add_argument(
-        "--set", action="append", default=[], type=_setting, metavar="NAME=VALUE", dest="settings",
+        "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings",
         help="a chapter parameter, or with --ledger a setting of the preset",
     )  # fmt: skip
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="chapters side by side (default: 1)")
     run.add_argument("--ledger", action="store_true", help="runs instead of chapters")
-    run.add_argument("--methods", type=_list, help="with --ledger: comma-separated (default: all)")
-    run.add_argument("--seeds", type=_list, default=["0", "1", "2"], help="with --ledger (default: 0,1,2)")
+    run.add_argument("--methods", type=list_of, help="with --ledger: comma-separated (default: all)")
+    run.add_argument("--seeds", type=list_of, default=["0", "1", "2"], help="with --ledger (default: 0,1,2)")
     run.add_argument(
         "--against-teacher", action="store_true",
         help="with --ledger: FID' too, against the teacher's own distribution",
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--method", required=True)
     train.add_argument("--seed", type=int, default=0)
     train.add_argument(
-        "--set", action="append", default=[], type=_setting, metavar="NAME=VALUE", dest="settings",
+        "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings",
         help="a setting of the preset",
     )  # fmt: skip
     train.add_argument("--ledger", action="store_true", help="enter the result into book/results/ too")
@@ -57,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     measure = commands.add_parser("measure", help="measure speed into book/results/<preset>/measured/")
     measure.add_argument("--preset", default="digits")
-    measure.add_argument("--seeds", type=_list, default=["0", "1", "2"], help="repetitions (default: 0,1,2)")
+    measure.add_argument(
+        "--seeds", type=list_of, default=["0", "1", "2"], help="repetitions (default: 0,1,2)"
+    )
     distil = commands.add_parser(
         "distill",
         help="distil a teacher to a student, without a data set",
@@ -218,16 +220,18 @@ def _renew_readme() -> None:
     plots.paradigms().savefig(book / "images" / "paradigms.png", dpi=110)
 
 
-def _list(text: str) -> list[str]:
+def list_of(text: str) -> list[str]:
+    """The words of a comma-separated list."""
     return text.split(",")
 
 
 def settings_of(text: str) -> dict:
     """Settings from one text, as "iterations=1000,lr=0.001"."""
-    return dict(map(_setting, filter(None, text.split(","))))
+    return dict(map(setting, filter(None, text.split(","))))
 
 
-def _setting(text: str) -> tuple[str, object]:
+def setting(text: str) -> tuple[str, object]:
+    """One setting from NAME=VALUE; the value is a Python literal or else a plain word."""
     name, separator, value = text.partition("=")
     if not separator:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=VALUE")

@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dkdm_lab.diffusion import Batch, GaussianDiffusion, progress_bar
+from dkdm_lab.diffusion import Batch, GaussianDiffusion, mixed, progress_bar
 from dkdm_lab.files import whole
-from dkdm_lab.ranks import mixed
 
 
 def cache_dir() -> Path:

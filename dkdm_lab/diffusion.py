@@ -296,18 +296,19 @@ class GaussianDiffusion:
         """Draw ``n`` samples with Algorithm 3, respaced to ``steps`` levels, or with DDIM.
 
         shape: of one sample; the denoiser's own ``shape`` unless given. condition: ``[n, ...]``, for a
-        denoiser that takes one. callback: called as ``callback(s, x_s)`` after every step. Returns
+        denoiser that takes one. callback: called as ``callback(s, x_s)`` after every step. Each sample has
+        noise of its own, by its number: whatever ``batch_size`` and ``n``, it is the same sample. Returns
         ``[n, *shape]`` float32 on the CPU.
         """
         if condition is not None and len(condition) != n:
             raise ValueError(f"condition: found {len(condition)}, expected one for each of {n} samples")
         shape = tuple(shape if shape is not None else denoiser.shape)
         levels = self.timesteps(steps, method)
-        generator = torch.Generator(device).manual_seed(seed)
         done = []
         for start in progress_bar(range(0, n, batch_size), desc="sampling", show=progress):
             size = min(batch_size, n - start)
-            x = torch.randn(size, *shape, generator=generator, device=device)
+            numbers = range(start, start + size)
+            x = numbered_noise(seed, self.T, numbers, shape, device)
             given = () if condition is None else (condition[start : start + size].to(device),)
             for t_level, s_level in zip(levels[::-1], [*levels[-2::-1], -1], strict=True):
                 t = torch.full((size,), t_level, device=device)
@@ -316,12 +317,33 @@ class GaussianDiffusion:
                 if method == "ddim":
                     x = self.ddim(x, t, eps, s)
                 else:
-                    noise = torch.randn(x.shape, generator=generator, device=device)
+                    noise = numbered_noise(seed, t_level, numbers, shape, device)
                     x = self.step(self.p(x, t, eps, v, s, self.clip), s, noise)
                 if callback is not None:
                     callback(s_level, x)
             done.append(x.cpu())
         return torch.cat(done)
+
+
+def numbered_noise(
+    seed: int, level: int, numbers: range, shape: tuple[int, ...], device: str | torch.device = "cpu"
+) -> Tensor:
+    """The noise of samples at a level by their numbers, standard normal ``[len(numbers), *shape]``: a
+    sample's is the same whatever others are drawn with it. Drawn in blocks, each from a seed of its own."""
+    first, last = numbers.start // _BLOCK, (numbers.stop - 1) // _BLOCK
+    blocks = []
+    for block in range(first, last + 1):
+        generator = torch.Generator(device).manual_seed(mixed(seed, level, block))
+        blocks.append(torch.randn(_BLOCK, *shape, generator=generator, device=device))
+    return torch.cat(blocks)[numbers.start - first * _BLOCK : numbers.stop - first * _BLOCK]
+
+
+_BLOCK = 64  # samples whose noise is drawn together: a smaller batch wastes some, a larger one seldom any
+
+
+def mixed(*numbers: int) -> int:
+    """One seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def progress_bar(*arguments, show: bool, **options) -> tqdm:

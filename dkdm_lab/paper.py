@@ -55,6 +55,11 @@ CAST = {
 FRACTIONS = (0.05, 0.10, 0.15, 0.20)  # Table 2
 RHOS = (0.05, 0.4, 1.0)  # around Fig. 4b's; 0.4 is the preset's own
 DISCARDS = (0.0, 0.25, 0.5)  # Sec. 11 names no values
+# Beyond the paper, at `digits-pools`: strides, and the pool's size as rho: 2, 4 and 40 batches. The paper's
+# own are 1 and 0.4.
+STRIDES = (1, 2, 5, 10, 20)
+SIZES = (0.02, 0.04, 0.4)
+STORED = ("bfloat16", "float16")  # what a pool may lie in that rounds it
 
 
 def _m(method: str, **settings) -> dict:
@@ -74,7 +79,7 @@ class Number:
     value: float
     preset: str  # the paper's setting
     where: Mapping = field(default_factory=dict)  # the run: its method, and what differs from the preset
-    small: Mapping | None = None  # the same at `digits`, where its networks have other names
+    small: Mapping | None = None  # the same at a smaller preset, where its networks have other names
 
     def ours(self, preset: str) -> Spread | None:
         """Our number at a preset, over seeds; None where it was not run."""
@@ -98,8 +103,25 @@ class Number:
         return VERDICTS[0] if abs(found.mean - self.value) <= room else VERDICTS[2]
 
 
+def _by_method(
+    place: str, presets: tuple[str, ...], metrics: tuple[str, ...], rows: dict[str, tuple[float, ...]]
+) -> list[Number]:
+    """A table with a row a method; in each row the metrics at the first preset, then at the next."""
+    numbers = []
+    for column, preset in enumerate(presets):
+        for row, values in rows.items():
+            method, _, percent = row.partition(" ")
+            where = {"method": method}
+            if percent:
+                where["real_fraction"] = float(percent.rstrip("%")) / 100
+            for offset, metric in enumerate(metrics):
+                value = values[len(metrics) * column + offset]
+                numbers.append(Number(place, row, metric, value, preset, where))
+    return numbers
+
+
 def _table_2() -> list[Number]:
-    rows = {  # IS, FID, sFID on CIFAR-10, CelebA, ImageNet 32x32
+    rows = {  # on CIFAR-10, CelebA, ImageNet 32x32
         "teacher": (9.52, 4.45, 7.09, 3.08, 4.43, 6.10, 13.63, 4.67, 4.03),
         "data-based": (8.73, 7.84, 7.38, 3.04, 5.39, 7.23, 9.99, 10.56, 5.24),
         "data-limited 20%": (8.49, 9.76, 11.30, 2.86, 9.52, 11.55, 10.48, 12.62, 9.70),
@@ -109,16 +131,21 @@ def _table_2() -> list[Number]:
         "data-free": (8.28, 12.06, 13.23, 2.87, 10.66, 12.71, 10.47, 13.20, 9.56),
         "dynamic": (8.60, 9.56, 11.77, 2.91, 7.07, 8.78, 10.50, 11.33, 4.80),
     }
-    numbers = []
-    for column, preset in enumerate(("cifar10", "celeba64", "imagenet32")):
-        for row, values in rows.items():
-            method, _, percent = row.partition(" ")
-            where = {"method": method}
-            if percent:
-                where["real_fraction"] = float(percent.rstrip("%")) / 100
-            for offset, metric in enumerate(("IS", "FID", "sFID")):
-                numbers.append(Number("Table 2", row, metric, values[3 * column + offset], preset, where))
-    return numbers
+    return _by_method("Table 2", ("cifar10", "celeba64", "imagenet32"), ("IS", "FID", "sFID"), rows)
+
+
+def _table_3() -> list[Number]:
+    rows = {  # on CelebA-HQ, FFHQ
+        "teacher": (5.69, 10.02, 5.93, 7.52),
+        "data-based": (9.09, 12.10, 8.91, 8.75),
+        "data-limited 20%": (14.49, 17.08, 15.43, 12.25),
+        "data-limited 15%": (14.89, 16.98, 16.02, 12.48),
+        "data-limited 10%": (15.23, 17.53, 16.00, 12.47),
+        "data-limited 5%": (15.07, 17.64, 15.86, 12.56),
+        "data-free": (15.36, 17.56, 16.32, 12.75),
+        "dynamic": (8.69, 12.50, 11.53, 10.29),
+    }
+    return _by_method("Table 3", ("celebahq256", "ffhq256"), ("FID", "sFID"), rows)
 
 
 def _table_5() -> list[Number]:
@@ -177,7 +204,7 @@ def _table_9() -> list[Number]:
     ]
 
 
-NUMBERS = (*_table_2(), *_table_5(), *_table_9(), *_table_11())
+NUMBERS = (*_table_2(), *_table_3(), *_table_5(), *_table_9(), *_table_11())
 
 
 def beside(place: str, preset: str, metric: str | None = None, small: str = "digits") -> Table:
@@ -203,17 +230,26 @@ def beside(place: str, preset: str, metric: str | None = None, small: str = "dig
 Check = Callable[[str], dict[int, float]]
 
 
+# The presets that a claim of the paper can be looked up at: its own and ours, in pixel or in latent space.
+PIXELS = ("digits", "fashion", "cifar10", "celeba64", "imagenet32")
+LATENTS = ("digits-latent", "celebahq256", "ffhq256")
+
+
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper, the chapter that treats it, and the comparison that decides it."""
+    """A sentence of the paper, the chapter that treats it, the comparison that decides it, and the presets
+    that it is about."""
 
     place: str
     text: str
     chapter: str
     check: Check
+    presets: tuple[str, ...] = PIXELS
 
     def verdict(self, preset: str) -> str:
-        """One of :data:`VERDICTS`, and for how many seeds."""
+        """One of :data:`VERDICTS`, and for how many seeds; nothing at a preset that it is not about."""
+        if preset not in self.presets:
+            return ""
         ratios = list(self.check(preset).values())
         if not ratios:
             return "not run"
@@ -364,6 +400,13 @@ CLAIMS = (
           _with_cast(_smaller_is_faster)),
     Claim("Table 9", "A dynamic step takes at most a tenth longer than a data-based one.", "12_cost",
           _costs_little),
+    Claim("Table 3", "In latent space, too, dynamic distillation is better than data-free training.",
+          "15_latent_space", _beats(_m("dynamic"), _m("data-free")), LATENTS),
+    Claim("Table 3", "It is better than data-limited training with 5, 10, 15 and 20% of real images there.",
+          "15_latent_space",
+          _beats(_m("dynamic"), *[_m("data-limited", real_fraction=f) for f in FRACTIONS]), LATENTS),
+    Claim("Table 3", "On CelebA-HQ it is better even than data-based training.", "15_latent_space",
+          _beats(_m("dynamic"), _m("data-based")), ("digits-latent", "celebahq256")),
     Claim("Table 11", "Every model is nearer to the teacher's distribution than to the data: FID' < FID.",
           "13_two_distributions", _with_cast(_own_distribution)),
     Claim("Table 11", "Dynamic learns the teacher's distribution better than data-free training: lower FID'.",
@@ -371,9 +414,6 @@ CLAIMS = (
     Claim("Fig. 10", "The better the teacher, the better its student.", "13_two_distributions",
           _with_cast(_better_teachers)),
 )  # fmt: skip
-
-
-SHOWN = ("digits", "fashion", "cifar10", "celeba64", "imagenet32")
 
 
 def verdicts(chapter: str) -> Table:
@@ -387,25 +427,26 @@ def claims() -> Table:
 
 
 def _claims(chosen: list[Claim], link: bool) -> Table:
-    run = [p for p in SHOWN if ledger.results(p) or ledger.measured(p)]
+    about = [p for p in (*PIXELS, *LATENTS) if any(p in claim.presets for claim in chosen)]
+    run = [p for p in about if ledger.results(p) or ledger.measured(p)]
     rows = []
     for claim in chosen:
         place = f"[{claim.place}]({claim.chapter})" if link else claim.place
         rows.append([place, claim.text, *[claim.verdict(p) for p in run]])
-    missing = [f"`{p}`" for p in SHOWN if p not in run]
+    missing = [f"`{p}`" for p in about if p not in run]
     note = f"Not run: {', '.join(missing)}." if missing else ""
     names = ["", "claim", *[f"`{p}`" for p in run]]
     return Table.of(names, rows, "l" * len(names), after=note)
 
 
-def numbers(place: str) -> Table:
-    """Every number of one of the paper's tables, with ours at its own preset and at `digits`."""
+def numbers(place: str, small: str = "digits") -> Table:
+    """Every number of one of the paper's tables, with ours at its own preset and at a smaller one."""
     rows = [
-        [n.preset, n.row, n.metric, f"{n.value:g}", n.cell(n.preset), n.verdict, n.cell("digits")]
+        [n.preset, n.row, n.metric, f"{n.value:g}", n.cell(n.preset), n.verdict, n.cell(small)]
         for n in NUMBERS
         if n.place == place
     ]
-    return Table.of(["preset", "", "metric", "paper", "ours", "verdict", "`digits`"], rows, "lllrrlr")
+    return Table.of(["preset", "", "metric", "paper", "ours", "verdict", f"`{small}`"], rows, "lllrrlr")
 
 
 def figure_curves(preset: str) -> list[tuple[str, str, Mapping | None]]:
@@ -462,15 +503,23 @@ def curves() -> Table:
 def sweep(preset: Preset, seeds: Iterable[int]) -> dict[str, tuple[Run, bool]]:
     """Every run that the numbers, claims and curves above look up at a preset, with those that they stand on:
     what is to be made to fill all cells of the book. By name; with each, whether its FID' is looked up too.
-    A preset without a part in the paper has one run of each method."""
+    A preset without a part in the paper has one run of each method, a class-conditional one a teacher and its
+    student."""
     wheres = [(_m(method), False) for method in METHODS]
-    if preset.name in CAST:
+    if preset.classes:
+        wheres = [(_m("teacher"), False), (_m("dynamic"), False)]
+    elif preset.name in LATENTS:
+        wheres = [(n.where, False) for n in _table_3() if n.preset == "celebahq256"]
+    elif preset.name == "digits-pools":
+        wheres = [(_m("dynamic", rho=SIZES[1], stride=k), False) for k in STRIDES]
+        wheres += [(_m("dynamic", rho=rho, stride=k), False) for rho in SIZES for k in (1, 10)]
+        wheres += [(_m("dynamic", storage=storage), False) for storage in STORED]
+    elif preset.name in CAST:
         cast = CAST[preset.name]
         wheres = [(_m("data-based"), False)]
         wheres += [(_m("data-limited", real_fraction=f), False) for f in FRACTIONS]
         wheres += [(where, place == "Fig. 9") for place, _, where in figure_curves(preset.name) if where]
         wheres += [(_m("data-free", student=cast["CNN"]), True)]
-        wheres += [(_m("dynamic", storage=storage), False) for storage in ("bfloat16", "float16")]
         for teacher in ("CNN", "ViT"):
             pairs = [{"teacher": cast[teacher], "student": s} for s in (cast["student"], cast["ViT"])]
             wheres += [(_m("teacher", teacher=cast[teacher]), False)]

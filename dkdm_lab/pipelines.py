@@ -28,6 +28,7 @@ from dkdm_lab.networks import (
     NETWORK_CLASSES,
     NETWORKS,
     Denoiser,
+    as_saved,
     ddpm_scheduler,
     find_folder,
     read_model,
@@ -182,7 +183,7 @@ class Pipeline:
         if student.learns_variance and config.get("variance_type") == "learned":
             config["variance_type"] = "learned_range"
         part, index = "unet", {}
-        with whole_folder(Path(folder)) as new:
+        with whole_folder(Path(folder)) as new, as_saved(student.network) as network:
             if self.folder is None:
                 new.mkdir()
                 index = {"_class_name": "DDPMPipeline" if self.vae is None else "LDMPipeline"}
@@ -195,7 +196,7 @@ class Pipeline:
                 if (new / "model_index.json").is_file():
                     index = json.loads((new / "model_index.json").read_text())
             for name, saved in (
-                (part, student.network),
+                (part, network),
                 ("scheduler", type(self.scheduler).from_config(config)),
             ):
                 saved.save_pretrained(new / name)

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from dkdm_lab.clock import part
 from dkdm_lab.data import NULL, Conditions, branch
-from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion, progress_bar
-from dkdm_lab.networks import Answer, guide
-from dkdm_lab.ranks import mixed
+from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion, mixed, progress_bar
+from dkdm_lab.networks import Answer, at_least_float32, guide
 
 WARMUPS = ("full", "respaced", "harvest")
 # How samples rest between two turns: in a precision, on the device; or in float32 in the host's memory.
@@ -273,8 +272,9 @@ class Pool:
 
     def _evaluate(self, x_t: Tensor, t: Tensor, c: Tensor | None) -> Answer:
         self.evaluations += len(t)
+        given = () if c is None else (self.conditions[c],)
         with part("teacher"):
-            return self.teacher(x_t, t) if c is None else self.teacher(x_t, t, self.conditions[c])
+            return at_least_float32(self.teacher(x_t, t, *given))
 
     def _p(self, x_t: Tensor, t: Tensor, answer: Answer, s: Tensor | None = None) -> Gaussian:
         return self.diffusion.p(x_t, t, *answer, s, clip=self.diffusion.clip)

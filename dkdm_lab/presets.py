@@ -85,6 +85,37 @@ class Preset:
         return getattr(GaussianDiffusion, self.schedule)(self.T, clip=self.clip)
 
 
+_DIGITS = Preset(
+    name="digits",  # scikit-learn's 1,797 real digits, 8x8
+    data="digits",
+    schedule="cosine",
+    T=100,
+    clip=True,
+    batch_size=128,
+    teacher="digits-teacher",
+    teacher_iterations=2000,
+    teacher_lr=5e-4,
+    teacher_ema=0.999,
+    student="digits-student",
+    iterations=1500,
+    lr=1e-3,
+    ema=0.999,
+    rho=0.4,
+    synthetic_images=1797,  # as many as the data set, as in Table 4
+    synthetic_steps=100,
+    steps=50,
+    samples=2000,
+    curve=5,
+    live={
+        "batch_size": 64,
+        "teacher_iterations": 1000,
+        "iterations": 600,
+        "samples": 1000,
+        "curve": 3,
+        "synthetic_images": 900,
+    },
+)
+
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -110,28 +141,17 @@ PRESETS = {
             samples=4000,
             live={"iterations": 1000, "samples": 2000},
         ),
-        Preset(
-            name="digits",  # scikit-learn's 1,797 real digits, 8x8
-            data="digits",
-            schedule="cosine",
-            T=100,
-            clip=True,
-            batch_size=128,
-            teacher="digits-teacher",
-            teacher_iterations=2000,
-            teacher_lr=5e-4,
-            teacher_ema=0.999,
-            student="digits-student",
-            iterations=1500,
-            lr=1e-3,
-            ema=0.999,
-            rho=0.4,
-            synthetic_images=1797,  # as many as the data set, as in Table 4
-            synthetic_steps=100,
-            steps=50,
-            samples=2000,
-            curve=5,
-            live={"teacher_iterations": 1000, "iterations": 600, "curve": 3, "synthetic_images": 900},
+        _DIGITS,
+        # For studies of the pool itself, chapters 6 and 12: many small runs, each scored once, whose students
+        # have teachers of one making, so that only the pool differs.
+        dataclasses.replace(
+            _DIGITS,
+            name="digits-pools",
+            batch_size=64,
+            teacher_iterations=1500,
+            iterations=1000,
+            curve=1,
+            live={},
         ),
         Preset(
             name="digits-latent",  # the digits in the 3 x 4 x 4 latents of a small VQ autoencoder
@@ -156,7 +176,14 @@ PRESETS = {
             curve=2,
             sampler="ddim",
             autoencoder="digits-vq",
-            live={"teacher_iterations": 1000, "iterations": 500, "curve": 1, "synthetic_images": 900},
+            live={
+                "batch_size": 64,
+                "teacher_iterations": 1000,
+                "iterations": 500,
+                "samples": 500,
+                "curve": 1,
+                "synthetic_images": 900,
+            },
         ),
         Preset(
             name="digits-classes",  # the digits with their labels
@@ -180,7 +207,13 @@ PRESETS = {
             samples=2000,
             curve=1,
             classes=10,
-            live={"teacher_iterations": 600, "iterations": 400, "samples": 500, "synthetic_images": 900},
+            live={
+                "batch_size": 64,
+                "teacher_iterations": 800,
+                "iterations": 500,
+                "samples": 300,
+                "synthetic_images": 900,
+            },
         ),
         Preset(
             name="fashion",  # Fashion-MNIST, padded to 32x32: the whole of Table 2 on one GPU

@@ -10,10 +10,11 @@ import contextlib
 from collections.abc import Iterator
 from datetime import timedelta
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+
+from dkdm_lab.diffusion import mixed
 
 _by_itself = False
 
@@ -84,8 +85,3 @@ def share(batch_size: int) -> int:
 def seed(seed: int) -> int:
     """A seed for this rank's own random numbers; the main one's is ``seed`` itself."""
     return seed if rank() == 0 else mixed(seed, rank())
-
-
-def mixed(*numbers: int) -> int:
-    """One seed of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

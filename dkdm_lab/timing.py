@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers.training_utils import EMAModel
 
 from dkdm_lab import networks
 from dkdm_lab.clock import clock
@@ -41,7 +43,7 @@ def training_cost(preset: Preset, method: str, iterations: int = 12, repeats: in
     """
     torch.manual_seed(seed)
     student = networks.build(preset.student).to(device())
-    source = _source(preset, method, student.shape, seed)
+    source = training_source(preset, method, student.shape, seed)
     fill = getattr(source, "fill", None)
     if fill:
         fill()
@@ -58,9 +60,7 @@ def training_cost(preset: Preset, method: str, iterations: int = 12, repeats: in
         moments = []
 
         def note(*_, moments=moments):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            moments.append(time.perf_counter())
+            moments.append(_moment())
 
         marks = {"callback": note, "callback_at": (warm, warm + iterations)}
         train(student, source, diffusion, warm + iterations, **marks, **options)
@@ -75,14 +75,104 @@ def training_cost(preset: Preset, method: str, iterations: int = 12, repeats: in
     )
 
 
+@dataclass(frozen=True)
+class Overhead:
+    """One step beside the bare work of its networks: seconds of the whole step, of the teacher's evaluation
+    (0 without one) and of the student's forward, backward, optimiser and average; medians. ratio: whole
+    over the sum of the others, the median of ratios made side by side."""
+
+    whole: float
+    teacher: float
+    student: float
+    ratio: float
+
+
+def overhead(
+    preset: Preset,
+    method: str,
+    *,
+    iterations: int = 8,
+    repeats: int = 5,
+    seed: int = 0,
+    channels_last: bool = True,
+    compile: str | None = None,
+) -> Overhead:
+    """What the training loop and the source add to a step at a preset. Whole steps and bare parts are
+    measured in turns, so that a machine that slows down does so for both.
+
+    channels_last: the networks' memory format. compile: a mode of `torch.compile` for them. The precision
+    is the preset's, on a CPU too.
+    """
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    torch.manual_seed(seed)
+    student = networks.build(preset.student).to(device(), memory_format=memory_format)
+    source = training_source(preset, method, student.shape, seed)
+    diffusion, precision, warm = preset.diffusion(), preset.mixed_precision, 4
+    teacher = getattr(source, "teacher", None)
+    for network in filter(None, (student, teacher)):
+        network.to(memory_format=memory_format)
+        if compile is not None:
+            network.network.compile(mode=compile)
+    x = torch.randn(preset.batch_size, *student.shape, device=device())
+    t = torch.randint(preset.T, (preset.batch_size,), device=device())
+    kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[preset.mixed_precision]
+    autocast = torch.autocast(device().type, kind, enabled=kind != torch.float32)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=preset.lr, weight_decay=0.0, fused=True)
+    average = EMAModel(student.parameters(), decay=preset.ema, foreach=True)
+    average.to(device())
+
+    def evaluate() -> None:
+        with torch.no_grad(), autocast:
+            teacher(x, t)
+
+    def descend() -> None:
+        with autocast:
+            eps, v = student(x, t)
+        loss = eps.float().square().mean() if v is None else (eps.float() * v.float()).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(student.parameters())
+
+    def bare(work: Callable[[], None]) -> float:
+        work()  # where libraries choose their kernels
+        return seconds_of(work, iterations)
+
+    def whole() -> float:
+        moments: list[float] = []
+        train(
+            student, source, diffusion, warm + iterations, lr=preset.lr, ema=preset.ema, progress=False,
+            mixed_precision=precision, callback=lambda *_: moments.append(_moment()),
+            callback_at=(warm, warm + iterations),
+        )  # fmt: skip
+        return (moments[1] - moments[0]) / iterations
+
+    rows = [(whole(), bare(evaluate) if teacher else 0.0, bare(descend)) for _ in range(repeats)]
+    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+    return Overhead(*medians, statistics.median(all_of / (a + b) for all_of, a, b in rows))
+
+
+def _moment() -> float:
+    """Now, once the device has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_of(work: Callable[[], object], times: int = 1) -> float:
+    """Seconds of a call, the mean of so many."""
+    started = _moment()
+    for _ in range(times):
+        work()
+    return (_moment() - started) / times
+
+
 def sampling_seconds(name: str, n: int, steps: int, repeats: int = 3) -> float:
     """Seconds to sample ``n`` images with a network of a name, untrained: the median of ``repeats``."""
     network = networks.build(name).to(device()).eval()
     diffusion, seconds = GaussianDiffusion.cosine(1000), []
     for _ in range(repeats + 1):
-        started = time.perf_counter()
-        diffusion.sample(network, n, steps, device=device())  # comes back to the CPU, so it has ended
-        seconds.append(time.perf_counter() - started)
+        seconds.append(seconds_of(lambda: diffusion.sample(network, n, steps, device=device())))
     return statistics.median(seconds[1:])
 
 
@@ -113,7 +203,8 @@ def measure(preset: Preset, sizes: tuple[str, ...], seed: int = 0) -> dict:
     }
 
 
-def _source(preset: Preset, method: str, shape: tuple[int, ...], seed: int):
+def training_source(preset: Preset, method: str, shape: tuple[int, ...], seed: int):
+    """A source of a method at a preset, with an untrained teacher or random images."""
     options = {"batch_size": preset.batch_size, "seed": seed, "device": device()}
     diffusion = preset.diffusion()
     if method not in POOLS:

@@ -26,7 +26,7 @@ from dkdm_lab.clock import part
 from dkdm_lab.diffusion import GaussianDiffusion, progress_bar
 from dkdm_lab.files import alone
 from dkdm_lab.losses import dkdm_loss
-from dkdm_lab.networks import Denoiser
+from dkdm_lab.networks import Denoiser, at_least_float32
 from dkdm_lab.snapshots import Snapshot, Snapshots
 
 # L_simple begins near 1, whatever the data. A mean above this has flown off and does not come back. (L_vlb
@@ -143,12 +143,12 @@ def train(
         show = progress and ranks.rank() == 0
         bar = progress_bar(steps, desc=description, initial=start, total=iterations, show=show)
         for step in bar:
-            with part("source"):
+            with part("source"), accelerator.autocast():  # a pool's teacher computes as the student does
                 batch = next(source)
             with part("forward"):
                 with accelerator.autocast():
-                    eps, v = model(batch.x_t, batch.t, batch.condition)
-                eps, v = (x if x is None or x.dtype == torch.float64 else x.float() for x in (eps, v))
+                    answer = model(batch.x_t, batch.t, batch.condition)
+                eps, v = at_least_float32(answer)
                 losses = dkdm_loss(diffusion, batch, eps, v, vlb_weight, student.prediction)
             with part("backward"):
                 accelerator.backward(losses.total.mean())

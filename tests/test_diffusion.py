@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dkdm_lab.diffusion import Batch, GaussianDiffusion
+from dkdm_lab.diffusion import Batch, GaussianDiffusion, numbered_noise
 from dkdm_lab.losses import dkdm_loss
 from dkdm_lab.networks import ddpm_scheduler
 
@@ -305,6 +305,28 @@ def test_as_many_samples_come_as_were_asked_for(diffusion, exact_teacher, n):
     assert x.shape == (n, 2)
     assert x.dtype == torch.float32
     assert len(x.unique(dim=0)) == n  # no batch repeats another
+
+
+@pytest.mark.parametrize("method", ["ddpm", "ddim"])
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 100, 200])
+def test_a_sample_is_the_same_in_any_batch(diffusion, exact_teacher, batch_size, method):
+    """But for what networks compute otherwise in another batch: this one in the last bits."""
+    options = {"method": method, "seed": 3}
+    whole = diffusion.sample(exact_teacher, 150, 5, **options)
+    for n in (150, 20):
+        assert_close(diffusion.sample(exact_teacher, n, 5, batch_size=batch_size, **options), whole[:n])
+
+
+def test_numbered_noise_is_standard_normal_and_never_the_same(diffusion):
+    """Mean and deviation of 40,000 numbers, within five deviations of theirs."""
+    draws = [numbered_noise(seed, level, range(5000), (4,)) for seed, level in ((0, 0), (0, 1), (1, 0))]
+    for x in draws:
+        assert abs(float(x.mean())) < 5 / 20_000**0.5
+        assert abs(float(x.std()) - 1) < 5 / 40_000**0.5
+    values = torch.cat(draws).flatten()
+    assert len(values.unique()) > 0.99 * len(values)
+    correlation = torch.corrcoef(torch.stack([x.flatten() for x in draws]))
+    assert float(correlation.triu(1).abs().max()) < 5 / 20_000**0.5
 
 
 def test_a_shape_may_be_given(diffusion):

@@ -6,11 +6,13 @@ import shutil
 import pytest
 import torch
 from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers.pipelines.ddpm import pipeline_ddpm
+from diffusers.schedulers import scheduling_ddpm
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from dkdm_lab import networks
-from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.diffusion import GaussianDiffusion, numbered_noise
 from dkdm_lab.networks import MLP, Denoiser, DiT, adm_unet
 
 # -- the paper's networks -----------------------------------------------------------------------------
@@ -166,15 +168,18 @@ def edit_json(file, **changes):
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 @pytest.mark.parametrize("learned", [True, False])
-def test_plain_diffusers_draws_the_same_samples(tmp_path, schedule, learned):
+def test_plain_diffusers_draws_the_same_samples(tmp_path, schedule, learned, monkeypatch):
+    """Given the same noise, that of x_T and then of each step."""
     process = getattr(GaussianDiffusion, schedule)(100)
     denoiser = Denoiser(tiny_unet(learned_variance=learned)).eval()
     denoiser.save_pretrained(tmp_path / "model", process)
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "model")
     pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        batch_size=2, num_inference_steps=20, generator=torch.Generator().manual_seed(3), output_type="np"
-    ).images
+    levels = iter([100, *process.timesteps(20)[::-1]])
+    draw = lambda shape, **_: numbered_noise(3, next(levels), range(shape[0]), shape[1:])  # noqa: E731
+    for module in (pipeline_ddpm, scheduling_ddpm):
+        monkeypatch.setattr(module, "randn_tensor", draw)
+    images = pipeline(batch_size=2, num_inference_steps=20, output_type="np").images
     ours = (process.sample(denoiser, 2, 20, seed=3) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
     assert float(((ours > 0) & (ours < 1)).float().mean()) > 0.5  # most are not clamped
     assert_close(torch.from_numpy(images), ours, atol=1e-5, rtol=0)  # measured: 1e-6

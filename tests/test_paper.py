@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,9 @@ def find(place, row, metric, preset="cifar10"):
 
 
 def test_every_number_of_the_tables_is_there():
-    counts = {place: sum(n.place == place for n in NUMBERS) for place in ("Table 2", "Table 5", "Table 9")}
-    assert counts == {"Table 2": 8 * 9, "Table 5": 8 + 2, "Table 9": 4}
-    assert sum(n.place == "Table 11" for n in NUMBERS) == 3 * 4
+    counts = Counter(n.place for n in NUMBERS)
+    expected = {"Table 2": 8 * 9, "Table 3": 8 * 4, "Table 5": 8 + 2, "Table 9": 4, "Table 11": 3 * 4}
+    assert counts == expected
     assert len({(n.place, n.preset, n.row, n.metric) for n in NUMBERS}) == len(NUMBERS)
 
 
@@ -35,6 +36,13 @@ def test_every_number_of_the_tables_is_there():
         ("Table 2", "data-limited 5%", "sFID", "imagenet32", 10.62),
         ("Table 2", "data-based", "IS", "cifar10", 8.73),
         ("Table 2", "data-free", "sFID", "celeba64", 12.71),
+        ("Table 3", "teacher", "sFID", "celebahq256", 10.02),
+        ("Table 3", "data-based", "FID", "celebahq256", 9.09),
+        ("Table 3", "data-limited 15%", "sFID", "celebahq256", 16.98),
+        ("Table 3", "data-limited 10%", "FID", "ffhq256", 16.00),
+        ("Table 3", "data-free", "sFID", "ffhq256", 12.75),
+        ("Table 3", "dynamic", "FID", "celebahq256", 8.69),
+        ("Table 3", "dynamic", "sFID", "ffhq256", 10.29),
         ("Table 5", "CNN from ViT, dynamic", "FID", "cifar10", 13.17),
         ("Table 5", "ViT from CNN, data-free", "FID", "cifar10", 17.11),
         ("Table 5", "ViT teacher", "FID", "cifar10", 11.30),
@@ -61,7 +69,14 @@ def test_what_a_number_looks_up_exists():
 
 def test_every_claim_names_its_chapter():
     assert {claim.chapter for claim in CLAIMS} <= CHAPTERS
-    assert {"07", "08", "09", "10", "11", "12", "13"} == {claim.chapter[:2] for claim in CLAIMS}
+    assert {"07", "08", "09", "10", "11", "12", "13", "15"} == {claim.chapter[:2] for claim in CLAIMS}
+
+
+def test_a_claim_is_about_pixels_or_about_latents():
+    for preset in PRESETS.values():
+        latent = bool(preset.pipeline or preset.autoencoder)
+        about = [claim for claim in CLAIMS if preset.name in claim.presets]
+        assert all((claim.chapter == "15_latent_space") == latent for claim in about)
 
 
 @pytest.mark.parametrize(
@@ -82,28 +97,28 @@ def test_a_verdict_counts_seeds(ratios, verdict):
 
 @pytest.fixture
 def book(tmp_path, monkeypatch):
-    """An empty ledger, and a function that enters a score of preset digits."""
+    """An empty ledger, and a function that enters a score of preset digits, or of another."""
     monkeypatch.setattr(ledger, "folder", lambda: tmp_path)
-    (tmp_path / "digits").mkdir()
 
-    def put(method, seed, fid, prime=None, curve=(), **others):
-        own = dataclasses.asdict(PRESETS["digits"])
+    def put(method, seed, fid, prime=None, curve=(), preset="digits", **others):
+        own = dataclasses.asdict(PRESETS[preset])
         names = ("teacher", "student", "teacher_iterations", "rho", "discard", "real_fraction")
-        settings = {"preset": "digits", "method": method, "seed": seed}
+        settings = {"preset": preset, "method": method, "seed": seed}
         settings |= {name: own[name] for name in names} | others
         result = {"settings": settings, "metrics": {"digits-FID": fid}}
         result["curve"] = [{"iteration": k, "digits-FID": value} for k, value in enumerate(curve)]
         if prime is not None:
             result["against_teacher"] = {"digits-FID": prime}
-        number = len(list((tmp_path / "digits").iterdir()))
-        (tmp_path / "digits" / f"{number}.json").write_text(json.dumps(result))
+        (tmp_path / preset).mkdir(exist_ok=True)
+        number = len(list((tmp_path / preset).iterdir()))
+        (tmp_path / preset / f"{number}.json").write_text(json.dumps(result))
 
     return put
 
 
-def verdict(text):
-    (claim,) = [claim for claim in CLAIMS if re.search(text, claim.text)]
-    return claim.verdict("digits")
+def verdict(text, preset="digits"):
+    (claim,) = [claim for claim in CLAIMS if re.search(text, claim.text) and preset in claim.presets]
+    return claim.verdict(preset)
 
 
 def test_only_runs_of_the_same_seed_are_compared(book):
@@ -181,3 +196,47 @@ def test_tables_say_not_run_where_nothing_was_run(book):
     book("dynamic", 0, 8.0)
     assert "| cifar10 | dynamic | FID | 9.56 | not run | not run | 8.00 |" in paper.numbers("Table 2")
     assert "| Fig. 4a | dynamic, rho = 0.4 | 8.00 | not run |" in paper.curves()
+
+
+def test_latents_are_judged_by_latents(book):
+    """What was found in pixels says nothing of them, and the other way round."""
+    book("dynamic", 0, 5)
+    book("data-free", 0, 6)
+    assert verdict("is better than data-free training.$", "digits-latent") == "not run"
+    assert verdict("is better than data-free training.$").startswith("reproduced")
+    book("dynamic", 0, 9, preset="digits-latent")
+    book("data-free", 0, 8, preset="digits-latent")
+    assert verdict("is better than data-free training.$", "digits-latent").startswith("not reproduced")
+    for fraction, fid in zip(paper.FRACTIONS, (10, 11, 12, 13), strict=True):
+        assert verdict("data-limited", "digits-latent") == "not run"
+        book("data-limited", 0, fid, preset="digits-latent", real_fraction=fraction)
+    assert verdict("data-limited", "digits-latent").startswith("reproduced")
+    book("data-based", 0, 10, preset="digits-latent")
+    assert verdict("even than data-based", "digits-latent").startswith("reproduced")
+    (row,) = [line for line in paper.claims().splitlines() if "Data-based training is its upper" in line]
+    assert row.endswith("| not run |  |")  # a column for pixels, and an empty one for latents
+
+
+def test_table_3_stands_beside_the_latents_of_digits(book):
+    assert set(re.findall(r"not run|\d±", paper.numbers("Table 3", "digits-latent"))) == {"not run"}
+    book("dynamic", 0, 8.0, preset="digits-latent")
+    table = paper.numbers("Table 3", "digits-latent")
+    assert "| celebahq256 | dynamic | FID | 8.69 | not run | not run | 8.00 |" in table
+    assert "| ffhq256 | dynamic | FID | 11.53 | not run | not run | 8.00 |" in table
+    beside = paper.beside("Table 3", "ffhq256", "FID", small="digits-latent")
+    assert "| dynamic | FID | 11.53 | not run | 8.00 |" in beside
+
+
+@pytest.mark.parametrize("preset", paper.LATENTS)
+def test_the_sweep_of_latents_is_table_3(preset):
+    runs = [run for run, _ in paper.sweep(PRESETS[preset], (0,)).values()]
+    for number in NUMBERS:
+        if number.place == "Table 3":
+            (run,) = [run for run in runs if number.where.items() <= run.settings.items()]
+            assert run.preset.name == preset
+    assert len(runs) == 8 + 1  # and the synthetic set
+
+
+def test_the_sweep_of_labels_is_a_teacher_and_its_student():
+    runs = paper.sweep(PRESETS["digits-classes"], (0, 1))
+    assert sorted(runs) == ["dynamic-seed0", "dynamic-seed1", "teacher-seed0", "teacher-seed1"]

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from dkdm_lab import networks
 from dkdm_lab.data import GaussianMixture
 from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.evaluation import energy_distance
 from dkdm_lab.pools import POOLS, STORAGES, WARMUPS, DynamicPool, IterativePool, ShuffledPool
 
 METHODS = tuple(POOLS)
@@ -574,3 +575,26 @@ def test_t_stays_uniform_under_any_stride(stride, diffusion, teacher):
 def test_a_stride_beyond_the_levels_is_refused(stride, diffusion, teacher):
     with pytest.raises(ValueError, match=f"stride: found {stride}, expected 1 to 100 steps"):
         make("dynamic", diffusion, teacher, stride=stride)
+
+
+def astray(stride, low, high, seed, ring, diffusion):
+    """Energy distance between a pool that walked down twice and the forward process, between two levels."""
+    pool = ShuffledPool(diffusion, ring.denoiser(diffusion), 4000, stride=stride, seed=seed)
+    turns(pool, 2 * diffusion.T // stride)
+    here = (low <= pool.t) & (pool.t < high)
+    x, t = pool.x[here], pool.t[here]
+    data = ring.sample(len(x), seed=seed + 10)
+    return energy_distance(x, diffusion.q_sample(data, t, torch.randn(len(x), 2)))
+
+
+@pytest.mark.parametrize("low, high", [(0, 10), (10, 30), (30, 60), (60, 100)])
+@pytest.mark.parametrize("stride", [5, 10])
+def test_small_strides_leave_every_level_as_it_is(stride, low, high, ring, diffusion):
+    """With the exact teacher. Measured with 6,000 samples and 3 seeds: 0.0001 +- 0.001 for steps of one, as
+    much for strides of 5 and 10; at stride 50 0.065 below level 10 and 0.026 from there to 30."""
+    distances = [astray(stride, low, high, seed, ring, diffusion) for seed in (0, 1)]
+    assert abs(sum(distances) / 2) < 0.006
+
+
+def test_a_stride_of_half_the_levels_loses_the_data(ring, diffusion):
+    assert astray(50, 0, 10, 0, ring, diffusion) > 0.03

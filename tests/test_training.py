@@ -98,6 +98,35 @@ def test_a_process_may_train_in_one_precision_and_then_in_another(diffusion, dat
         assert math.isfinite(history.loss[-1])
 
 
+@pytest.mark.parametrize("name", POOLS)
+def test_the_teacher_computes_in_the_students_precision(name, diffusion, ring):
+    source, seen = toy_source(name, diffusion, ring), []
+    evaluate, layer = source.teacher.forward, torch.nn.Linear(2, 2)
+
+    def teacher(x_t, t):
+        seen.append(layer(x_t).dtype)
+        eps, v = evaluate(x_t, t)
+        return eps.to(seen[-1]), v
+
+    source.teacher.forward = teacher
+    source.fill()
+    filled = len(seen)
+    batches = []
+
+    def kept():
+        batch = next(source)
+        batches.append(batch)
+        return batch
+
+    class Kept:
+        shape, batch_size, __next__ = source.shape, source.batch_size, staticmethod(kept)
+
+    quietly(toy_student(), Kept(), diffusion, 2, mixed_precision="bf16")
+    assert seen[filled:] == [torch.bfloat16] * 2
+    assert all(batch.eps.dtype == batch.x_t.dtype == torch.float32 for batch in batches)
+    assert source.x.dtype == torch.float32
+
+
 # -- the average --------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,88 @@
+"""What a training step costs beside the bare work of its networks, and what each switch takes off it.
+
+    python benchmarks/step.py                                                   digits, every source
+    python benchmarks/step.py --preset cifar10 --set batch_size=32 --set rho=0.002
+    python benchmarks/step.py --preset cifar10 --methods data-based,dynamic --switches --out step.json
+
+*whole / parts* is the loop's own share: 1 would be a loop that costs nothing. --switches measures each of
+channels_last, bf16 and torch.compile alone, and all of them together. On a CPU only the ratios mean
+something elsewhere; on a GPU seconds are printed, with its peak memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+
+from dkdm_lab import presets, timing
+from dkdm_lab.__main__ import list_of, setting
+from dkdm_lab.files import write_json
+from dkdm_lab.ledger import Table
+from dkdm_lab.presets import Preset
+from dkdm_lab.runs import provenance
+
+METHODS = ("data-based", "iterative", "shuffled", "dynamic")
+PLAIN = {"channels_last": False}
+SWITCHES = {
+    "plain": PLAIN,
+    "channels_last": {},
+    "bf16": {**PLAIN, "precision": "bf16"},
+    "compile": {**PLAIN, "compile": "default"},
+    "all": {"precision": "bf16", "compile": "default"},
+}
+
+
+def measure(preset: Preset, method: str, precision: str = "no", **options) -> dict:
+    """One row: the measured step, and on a GPU the peak of its memory."""
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    found = dataclasses.asdict(timing.overhead(preset.replace(mixed_precision=precision), method, **options))
+    return found | ({"peak_bytes": torch.cuda.max_memory_allocated()} if gpu else {})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--preset", default="digits")
+    parser.add_argument("--set", action="append", default=[], type=setting, dest="settings")
+    parser.add_argument("--methods", type=list_of, default=list(METHODS))
+    parser.add_argument("--switches", action="store_true", help="each switch alone, then all")
+    parser.add_argument("--iterations", type=int, default=8, help="in each measurement (default: 8)")
+    parser.add_argument("--repeats", type=int, default=5, help="of which the median (default: 5)")
+    parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
+    options = parser.parse_args(arguments)
+    preset = presets.get(options.preset, **dict(options.settings))
+    switches = SWITCHES if options.switches else {"channels_last": SWITCHES["channels_last"]}
+    counts = {"iterations": options.iterations, "repeats": options.repeats}
+    found = {
+        (method, name): measure(preset, method, **switch, **counts)
+        for method in options.methods
+        for name, switch in switches.items()
+    }
+    unit = next(iter(found.values()))["whole"]
+    gpu = torch.cuda.is_available()
+    rows = [
+        [
+            method, name, f"{row['whole'] / unit:.2f}", f"{row['teacher'] / row['whole']:.0%}",
+            f"{row['student'] / row['whole']:.0%}", f"{row['ratio']:.3f}",
+            *([f"{1000 * row['whole']:.1f}", f"{row['peak_bytes'] / 1e9:.2f}"] if gpu else []),
+        ]
+        for (method, name), row in found.items()
+    ]  # fmt: skip
+    names = ["source", "switches", "step", "teacher", "student", "whole / parts"]
+    names += ["ms a step", "peak GB"] if gpu else []
+    pair = f"{preset.teacher} and {preset.student}, batch size {preset.batch_size}"
+    head = f"{pair}; a step of 1 is the first line's"
+    print(Table.of(names, rows, "ll" + "r" * (len(names) - 2), before=head))
+    if options.out:
+        results = [{"method": method, "switches": name, **row} for (method, name), row in found.items()]
+        settings = dataclasses.asdict(preset)
+        write_json(options.out, {"settings": settings, "results": results, "made_with": provenance()})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
