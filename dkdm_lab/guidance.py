@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dkdm_lab.data import Conditions, to_uint8
-from dkdm_lab.diffusion import progress_bar
+from dkdm_lab.diffusion import numbered_noise, progress_bar
 from dkdm_lab.networks import Guided
 from dkdm_lab.pipelines import Pipeline
 from dkdm_lab.vae import LVAE
@@ -174,8 +174,8 @@ def synthesise(
 
     At each level: eps, with classifier-free guidance; ``x_0`` from it, decoded; the losses of that image;
     ``z_t <- z_t - step_size * gradient``, through decoder and guide; eps anew; DDIM's step. Every image has
-    its own gradient, whatever the batch size, but for L_bn's. ``step_size=0`` only measures: the unguided run
-    from the same seed.
+    its own noise, that of :meth:`GaussianDiffusion.sample`, and its own gradient, whatever the batch size, but
+    for L_bn's. ``step_size=0`` only measures: the unguided run from the same seed.
 
     losses: :class:`VAELosses` or :class:`ClassifierLosses`, or alike, with ``weights`` and ``shape``. steps:
     of ``ddim`` spacing, see :meth:`GaussianDiffusion.timesteps`. conditions: of a conditional guide, taken in
@@ -202,7 +202,7 @@ def synthesise(
         size = part.stop - part.start
         given = () if conditions is None else (conditions[(index[part] % len(conditions)).to(device)],)
         wanted = None if labels is None else labels[part].to(device)
-        z = torch.randn(size, *denoiser.shape, generator=generator).to(device)
+        z = numbered_noise(seed, diffusion.T, range(part.start, part.stop), denoiser.shape, device)
         for number, (level, below) in enumerate(zip(levels, [*levels[1:], -1], strict=True)):
             t, s = (torch.full((size,), value, device=device) for value in (level, below))
             z.requires_grad_(step_size != 0)
