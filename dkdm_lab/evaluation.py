@@ -115,8 +115,8 @@ def score(
 def compare(images: Tensor, reference: Tensor, features: str = "inception") -> dict:
     """Generated beside real images as two samples of features, by the scores of Chen et al. (CVPR 2023).
 
-    images, reference: uint8 ``[N, C, H, W]``, as many of each as there are, which they have 1,024 of; features:
-    as in :func:`score`. Returns ``FID``, ``sqrt-FID`` (its root, which those authors call FID), ``EMD``,
+    images, reference: uint8 ``[N, C, H, W]``; they take 1,024 of each. features: as in :func:`score`.
+    Returns ``FID``, ``sqrt-FID`` (its root, which those authors call FID), ``EMD``,
     ``MMD``, ``1-NN``, ``N`` and ``N_reference``; names prefixed ``digits-`` for those features. Time and
     memory of EMD grow with the square of N and more: it is for thousands, not for FID's 50,000.
     Errors: ValueError for what are not images of one kind, and for fewer than 2.

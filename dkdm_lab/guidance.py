@@ -1,8 +1,8 @@
 """Guided synthesis: a diffusion model makes the images that another model's own losses ask for.
 
 The *guide* is any diffusion model with its process, in pixels or in a VAE's latents. The *losses* ask a
-teacher, a VAE or a classifier, how much a half-made image looks like what it was trained on. At every step the
-sample is moved down the gradient of the losses, taken through the decoder and the guide itself, and then
+teacher, a VAE or a classifier, how much a half-made image looks like what it was trained on. At every step
+the sample is moved down the gradient of the losses, taken through the decoder and the guide itself, and then
 denoised. So Qi et al. synthesise for classifiers (DiffDFKD, arXiv:2504.00870).
 """
 
@@ -32,8 +32,8 @@ class VAELosses:
     """What a VAE asks of images, as functions of one pass over them; called as ``losses(images, labels)``.
 
     ``reconstruction``: the sum of squares between an image in [0, 1] and its reconstruction. ``kl``: the sum
-    over levels of KL(q || p); with one level KL(q || N(0, I)). Both at the posteriors' means, so that no noise
-    is in them. ``batch-norm``: see :func:`batch_norm_loss`, of the encoder. weights: of each; at 0 a term is
+    over levels of KL(q || p); with one level KL(q || N(0, I)). Both at the posteriors' means, without noise.
+    ``batch-norm``: see :func:`batch_norm_loss`, of the encoder. weights: of each; at 0 a term is
     left out. ValueError for a VAE without batch norm that is asked for it.
     """
 
@@ -44,7 +44,7 @@ class VAELosses:
             _batch_norms(vae.encoder)
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Each term of images ``[B, C, H, W]`` in [-1, 1], ``[B]``, before weighting. labels: not looked at."""
+        """Each term of images ``[B, C, H, W]`` in [-1, 1], ``[B]``, before weighting; labels are not used."""
         x = (images + 1) / 2
         noise = [torch.zeros_like(level) for level in self.vae.noise(len(x))]
         with _measured(self.vae.encoder, self.weights["batch-norm"]) as found:
@@ -60,8 +60,8 @@ class ClassifierLosses:
     """What DiffDFKD asks of images on behalf of a classifier; called as ``losses(images, labels)``.
 
     ``batch-norm``: see :func:`batch_norm_loss`. ``classification``: cross-entropy with the labels, ``[B]``,
-    that the images are to show. ``adversarial``: ``-KL(teacher || student)`` where the two agree on the class,
-    so that the images are those the student still has to learn; only with a student. The weights are theirs.
+    that the images are to show. ``adversarial``: ``-KL(teacher || student)`` where the two agree on the
+    class, for images that the student still has to learn; only with a student. The weights are theirs.
     shape: of an image; the teacher's own ``shape`` unless given, and not checked where there is none.
     ValueError for a teacher without batch norm that is asked for it.
     """
@@ -173,15 +173,15 @@ def synthesise(
     """Draw ``n`` images from a guide, with DDIM, while ``losses`` pull on them.
 
     At each level: eps, with classifier-free guidance; ``x_0`` from it, decoded; the losses of that image;
-    ``z_t <- z_t - step_size * gradient``, through decoder and guide; eps anew; DDIM's step. Every image has its
-    own gradient, whatever the batch size, but for L_bn's. ``step_size=0`` only measures: the unguided run from
-    the same seed.
+    ``z_t <- z_t - step_size * gradient``, through decoder and guide; eps anew; DDIM's step. Every image has
+    its own noise, that of :meth:`GaussianDiffusion.sample`, and its own gradient, whatever the batch size,
+    but for L_bn's. ``step_size=0`` only measures: the unguided run from the same seed.
 
-    losses: :class:`VAELosses` or :class:`ClassifierLosses`, or alike, with ``weights`` and ``shape``. steps: of
-    ``ddim`` spacing, see :meth:`GaussianDiffusion.timesteps`. conditions: of a conditional guide, taken in turn,
-    or by ``labels`` where these are given, ``[n]`` int64. cutmix: mix the latents of a batch :data:`CUTS` times,
-    a rectangle each, labels unchanged. resize: bring the guide's images to the losses' size.
-    Errors: ValueError where the guide's images have another shape than the losses take.
+    losses: :class:`VAELosses` or :class:`ClassifierLosses`, or alike, with ``weights`` and ``shape``. steps:
+    of ``ddim`` spacing, see :meth:`GaussianDiffusion.timesteps`. conditions: of a conditional guide, taken in
+    turn, or by ``labels`` where these are given, ``[n]`` int64. cutmix: mix the latents of a batch
+    :data:`CUTS` times, a rectangle each, labels unchanged. resize: bring the guide's images to the size that
+    the losses take. Errors: ValueError where the guide's images have another shape than the losses take.
     """
     denoiser, diffusion = guide.denoiser.eval(), guide.diffusion
     device = next(denoiser.parameters()).device
@@ -227,7 +227,7 @@ def synthesise(
 
 
 def _decoded(guide: Pipeline, z: Tensor) -> Tensor:
-    """Samples as images in [-1, 1], with the way back for gradients, which :meth:`Pipeline.decode` has not."""
+    """Samples as images in [-1, 1], as :meth:`Pipeline.decode` gives them, but with their gradients."""
     return z if guide.vae is None else guide.vae.decode(z / guide.vae.config.scaling_factor).sample
 
 
@@ -249,13 +249,12 @@ def _gradient(terms: dict[str, Tensor], weights: dict[str, float], z: Tensor) ->
 
 def _note(sums: dict[str, Tensor], terms: dict[str, Tensor], number: int, steps: int) -> None:
     for name, value in terms.items():
-        sums.setdefault(name, torch.zeros(steps + 1, dtype=torch.float64))[number] += float(
-            value.detach().sum()
-        )
+        total = sums.setdefault(name, torch.zeros(steps + 1, dtype=torch.float64))
+        total[number] += float(value.detach().sum())
 
 
 def _cut_and_mixed(z: Tensor, generator: torch.Generator) -> Tensor:
-    """CutMix of latents ``[B, C, H, W]``: one rectangle, of a uniform share of the area, from another sample."""
+    """CutMix of latents ``[B, C, H, W]``: a rectangle, of a uniform share of the area, of another sample."""
     height, width = z.shape[2:]
     side = torch.rand((), generator=generator).sqrt()
     h, w = round(float(side) * height), round(float(side) * width)

@@ -48,8 +48,8 @@ class Pool:
     would. Fresh samples begin at one of the last ``stride`` levels, which keeps t exactly uniform.
 
     storage: one of :data:`STORAGES`. A pool of 16 bits a number takes half the memory, and each turn rounds
-    its samples; one on the "host" takes none of the device's, and sends each batch a turn ahead. Turns compute
-    in float32 whatever it is.
+    its samples; one on the "host" takes none of the device's, and sends each batch a turn ahead. Turns
+    compute in float32 whatever it is.
     """
 
     def __init__(
@@ -99,13 +99,13 @@ class Pool:
         self.c: Tensor | None = None  # which condition each sample has
         self.storage = storage
         self._generator = torch.Generator(self.device).manual_seed(seed)
-        # Where the samples rest on the host, it must know which are next without asking the device, and a turn
-        # before their own, so that they are there when it comes.
+        # Where the samples rest on the host, it must know which are next without asking the device, and a
+        # turn ahead, so that they are there in time.
         self._place = torch.device("cpu") if storage == "host" else self.device
         self._chooser = self._generator
         if storage == "host":
             self._chooser = torch.Generator().manual_seed(mixed(seed, 1))
-        self._next: tuple[Tensor, Tensor] | None = None  # which samples have the next turn, and they themselves
+        self._next: tuple[Tensor, Tensor] | None = None  # the next turn's: which samples, and they themselves
         self._chooser_before = self._chooser.get_state()  # they were chosen
         self._late: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
 

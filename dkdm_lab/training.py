@@ -1,5 +1,7 @@
-"""The one training loop of denoisers: data-based, data-free, iterative, shuffled, dynamic differ in their source
-only."""
+"""The one training loop. Data-based, data-free, iterative, shuffled, dynamic: only the source differs.
+
+:func:`descend` is for what is no denoiser: VAEs and classifiers.
+"""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ class Pass(NamedTuple):
 
 
 class LVAE(ModelMixin, ConfigMixin):
-    """A ladder VAE of ``levels`` latents, each of half the side of the next below; the first halves the image.
+    """A ladder VAE: ``levels`` latents, each of half the side of the one below, and the lowest of half the
+    image's.
 
     Upwards each level sees the image through two residual blocks; downwards two more make the prior of the
     level below, and the posterior there is the product of that prior and what the level saw
