@@ -239,9 +239,9 @@ print({k: round(distance, 3) for k, distance in distances.items()})
 assert max(distances[k] for k in (1, 2, 5, 10)) < 0.01 < distances[50]
 
 # %% [markdown]
-# Up to $k = 10$, a tenth of $T$, the distance is what chance leaves between two sets of so few points. At 20 it begins
-# to show, and at 50 the pool has left the data. What does it mean for students? From the ledger of a small study, with
-# the pool's size in rows and the stride in columns; what has not been run says so.
+# Up to $k = 20$, a fifth of $T$, the distance is what chance leaves between two sets of so few points. At 50 the pool
+# has left the data. What does it mean for students? From the ledger of a small study, with the pool's size in rows and
+# the stride in columns; what has not been run says so.
 
 # %%
 study = presets.get("digits-pools")
