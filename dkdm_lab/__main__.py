@@ -90,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
         "--storage", choices=("float32", "bfloat16", "float16", "host"), default=argparse.SUPPRESS,
         help="how the pool's samples rest: in a precision, or in float32 in the host's memory",
     )  # fmt: skip
+    distil.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default=argparse.SUPPRESS)
+    distil.add_argument(
+        "--compile", nargs="?", const="default", metavar="MODE",
+        help="compile both networks by torch.compile; reduce-overhead records CUDA graphs",
+    )  # fmt: skip
     distil.add_argument("--lr", type=float, default=argparse.SUPPRESS)
     distil.add_argument("--ema", type=float, default=argparse.SUPPRESS)
     distil.add_argument(
@@ -210,7 +215,7 @@ def _distill(options: argparse.Namespace) -> None:
     names = [field.name for field in dataclasses.fields(distill.Distillation)]
     given = {name: getattr(options, name) for name in names if name in options}  # the rest has its defaults
     settings = distill.Distillation(**given)
-    distill.distill(teacher, settings, options.out, conditions, options.evaluate)
+    distill.distill(teacher, settings, options.out, conditions, options.evaluate, compile=options.compile)
     print(options.out)
 
 

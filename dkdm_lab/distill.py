@@ -33,6 +33,7 @@ class Distillation:
     storage: str = "float32"
     lr: float = 1e-4
     ema: float = 0.9999
+    mixed_precision: str = "no"
     guidance: float = 1.0
     seed: int = 0
 
@@ -44,12 +45,14 @@ def distill(
     conditions: Conditions | None = None,
     evaluate: int = 0,
     checkpoint_every: int = 1000,
+    compile: str | None = None,
     progress: bool = True,
 ) -> Denoiser:
     """Train a student from ``teacher`` with the dynamic pool and write it to ``out``, a pipeline of the
     teacher's kind with a card; returns it, in eval mode.
 
     evaluate: how many images to compare with as many of the teacher's, see :func:`compare`; 0 for none.
+    compile: a mode of `torch.compile`, see :func:`~dkdm_lab.training.train`.
     While it is under way ``out`` holds its settings and checkpoints: called again it goes on from there.
     Under `accelerate launch` all ranks call it and train together.
     Errors: ValueError where ``out`` holds anything else, or a student or conditions do not fit the teacher.
@@ -95,6 +98,8 @@ def distill(
         settings.iterations,
         lr=settings.lr,
         ema=settings.ema,
+        mixed_precision=settings.mixed_precision,
+        compile=compile,
         checkpoint=out / "checkpoints",
         checkpoint_every=checkpoint_every,
         progress=progress,

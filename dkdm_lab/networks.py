@@ -121,6 +121,12 @@ class Denoiser(nn.Module):
             v = self.diffusion.share_of(v.clamp(min=1e-20).log(), t)
         return out, v
 
+    def compile_network(self, mode: str) -> None:
+        """Compile the network where it stands, by `torch.compile` in one of its modes: "default", or
+        "reduce-overhead", which records CUDA graphs. Weights, names and what is saved stay as they are; a
+        copy is not compiled. RuntimeError for an unknown mode."""
+        self.network.compile(mode=mode)
+
     def save_pretrained(self, folder: str | Path, diffusion: GaussianDiffusion) -> None:
         """Write diffusers' own folder format, so that ``DDPMPipeline.from_pretrained(folder)`` samples it.
 

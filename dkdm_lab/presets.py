@@ -46,6 +46,7 @@ class Preset:
     curve: int = 4  # evaluations over a training, evenly spaced, the last at its end
     checkpoint_every: int = 1000
     mixed_precision: str = "no"
+    compile: str | None = None  # a mode of torch.compile for the networks; see training.train
     flip: bool = False  # mirror real and synthetic training images at random, as ADM does
     real_fraction: float = 0.2  # Sec. 4.1, data-limited training: the share of real images
     early_stop: bool = False  # Table 6: report and keep the best point of the curve, not the last
@@ -206,8 +207,9 @@ PRESETS = {
             curve=1,
             classes=10,
             live={
-                "teacher_iterations": 800,
-                "iterations": 500,
+                "teacher_iterations": 600,
+                "iterations": 400,
+                "steps": 25,
                 "samples": 300,
                 "synthetic_images": 900,
             },

@@ -317,6 +317,7 @@ class Run:
                 lr=p.teacher_lr if of_teacher else p.lr,
                 ema=p.teacher_ema if of_teacher else p.ema,
                 mixed_precision=p.mixed_precision if torch.cuda.is_available() else "no",
+                compile=p.compile,
                 callback=evaluate,
                 callback_at=tuple(round(iterations * (k + 1) / p.curve) for k in range(p.curve)),
                 checkpoint=self.folder / "checkpoints",

@@ -112,7 +112,7 @@ def overhead(
     for network in filter(None, (student, teacher)):
         network.to(memory_format=memory_format)
         if compile is not None:
-            network.network.compile(mode=compile)
+            network.compile_network(compile)
     x = torch.randn(preset.batch_size, *student.shape, device=device())
     t = torch.randint(preset.T, (preset.batch_size,), device=device())
     kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[preset.mixed_precision]

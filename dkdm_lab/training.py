@@ -60,6 +60,7 @@ def train(
     weight_decay: float = 0.0,
     gradient_clip: float | None = None,
     mixed_precision: str = "no",
+    compile: str | None = None,
     log_every: int = 10,
     callback: Callable[[int, Denoiser, History], None] | None = None,
     callback_at: tuple[int, ...] = (),
@@ -73,7 +74,8 @@ def train(
 
     source: an endless iterator of ``Batch`` with ``state_dict`` / ``load_state_dict``: ``NoisedImages``
     or a pool. lr: AdamW's, constant, as in Tables 6-8. ema: rate of the averaged weights, warmed up as
-    min(ema, (1 + step) / (10 + step)). mixed_precision: accelerate's, 'no', 'bf16' or 'fp16'.
+    min(ema, (1 + step) / (10 + step)). mixed_precision: accelerate's, 'no', 'bf16' or 'fp16'. compile: a mode
+    of `torch.compile` for the student, a pool's teacher and what the callback is given.
     callback: called as ``callback(iteration, averaged_student, history)`` after each iteration listed in
     ``callback_at``. checkpoint: a folder of :class:`~dkdm_lab.snapshots.Snapshots`, the last ``keep``. What
     lies there is resumed, on a CPU to the last bit; it is written every ``checkpoint_every`` iterations,
@@ -96,6 +98,9 @@ def train(
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=_on_cpu(source))
     optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     student.train()
+    for network in (student, getattr(source, "teacher", None)):
+        if compile is not None and isinstance(network, Denoiser):  # an exact teacher is none
+            network.compile_network(compile)
     model, optimizer = accelerator.prepare(student, optimizer)
     state = _State(student, optimizer, source, accelerator, ema)
     snapshots = None
@@ -127,7 +132,10 @@ def train(
     def call(done: int) -> None:
         if ranks.rank() == 0:
             with requests.at_once(), ranks.by_itself():  # a score can be made again
-                callback(done, state.averaged(), state.history)
+                averaged = state.averaged()
+                if compile is not None:
+                    averaged.compile_network(compile)
+                callback(done, averaged, state.history)
             student.train()
         ranks.wait()
 

@@ -248,6 +248,24 @@ def test_any_teacher_is_distilled_to_what_diffusers_samples(kind, made, tmp_path
     assert again.denoiser.parameter_count == found["result"]["parameters"]
 
 
+def test_the_command_trains_in_sixteen_bits_and_compiled(made, tmp_path, monkeypatch):
+    """By a compiler that changes nothing, for the real one takes a minute."""
+    _, command = made("ddpm")
+    compiled = []
+
+    def note(call, *, mode):
+        compiled.append(mode)
+        return call
+
+    monkeypatch.setattr(torch, "compile", note)
+    faster = ["--mixed-precision", "bf16", "--compile"]
+    assert __main__.main([*command, "--student", "x0.5", *faster]) == 0
+    assert compiled == ["default"] * 2  # the student and its teacher
+    found = json.loads((tmp_path / "out" / "distillation.json").read_text())
+    assert found["settings"]["mixed_precision"] == "bf16"
+    assert DDPMPipeline.from_pretrained(tmp_path / "out").unet.dtype == torch.float32
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_of_the_teachers_own_width_starts_with_its_shape(kind, made):
     _, command = made(kind)

@@ -283,6 +283,40 @@ def test_a_full_warm_up_costs_every_step_of_every_sample(diffusion, teacher):
     assert evaluations_to(pool, range(100)) == pool.evaluations
 
 
+def test_the_papers_way_stands_unchanged(ring):
+    """Full warm-up and Algorithm 1, written out: every sample, level and batch, draw by draw."""
+    T, b, size = 20, 16, 64
+    diffusion = GaussianDiffusion.cosine(T, clip=False)
+    teacher = ring.denoiser(diffusion)
+    pool = DynamicPool(diffusion, teacher, b, rho=0.2, warmup="full", seed=5)
+    generator = torch.Generator().manual_seed(5)
+
+    def denoised(x_t, t):
+        p = diffusion.p(x_t, t, *teacher(x_t, t))
+        noise = torch.randn(x_t.shape, generator=generator)
+        return p.mean + torch.where(t > 0, 1.0, 0.0)[:, None] * torch.exp(0.5 * p.log_variance) * noise
+
+    t = torch.randint(T, (size,), generator=generator)
+    x = torch.randn(size, 2, generator=generator)
+    for level in range(T - 1, 0, -1):  # the shuffle denoise
+        above = t < level
+        if above.any():
+            x[above] = denoised(x[above], torch.full((int(above.sum()),), level))
+    pool.fill()
+    assert torch.equal(pool.t, t) and torch.equal(pool.x, x)
+    assert pool.evaluations == int((T - 1 - t).sum())
+    for _ in range(3 * T):  # Algorithm 1
+        chosen = torch.randperm(size, generator=generator)[:b]
+        before, levels = x[chosen], t[chosen]
+        after = denoised(before, levels)
+        fresh = torch.randn(b, 2, generator=generator)
+        x[chosen] = torch.where((levels == 0)[:, None], fresh, after)
+        t[chosen] = torch.where(levels == 0, T - 1, levels - 1)
+        batch = next(pool)
+        assert torch.equal(batch.x_t, before) and torch.equal(batch.t, levels)
+        assert torch.equal(pool.t, t) and torch.equal(pool.x, x)
+
+
 def test_a_respaced_warm_up_costs_at_most_ten_steps_a_sample(diffusion, teacher):
     pool = DynamicPool(diffusion, teacher, 8, rho=0.4, warmup="respaced")
     pool.fill()

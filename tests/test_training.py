@@ -127,6 +127,29 @@ def test_the_teacher_computes_in_the_students_precision(name, diffusion, ring):
     assert source.x.dtype == torch.float32
 
 
+def test_compiled_networks_train_to_the_same_weights(monkeypatch, diffusion):
+    """The switch reaches the student, the pool's teacher and what is scored; the compiler here is one that
+    changes nothing, for the real one takes a minute."""
+    compiled, compile = [], torch.compile
+
+    def note(call, *, mode):
+        compiled.append((call.__self__, mode))
+        return compile(call, backend="eager")
+
+    def trained(**options):
+        student, scored = toy_student(), []
+        source = POOLS["iterative"](diffusion, toy_student(1).eval(), 16)
+        options |= {"callback": lambda _, averaged, __: scored.append(averaged), "callback_at": (3,)}
+        averaged, _ = quietly(student, source, diffusion, 5, **options)
+        return weights(averaged), [student.network, source.teacher.network, scored[0].network]
+
+    plain, _ = trained()
+    monkeypatch.setattr(torch, "compile", note)
+    again, involved = trained(compile="reduce-overhead")
+    assert compiled == [(network, "reduce-overhead") for network in involved]
+    assert_close(again, plain)
+
+
 # -- the average --------------------------------------------------------------------------------------
 
 
