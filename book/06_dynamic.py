@@ -269,6 +269,17 @@ for name, other in (("the paper's pool", of_paper), ("k = 1", small)):
     print(f"for {sum(wins)} of {len(wins)} seeds")
 
 # %% [markdown]
+# What a tenth would be worth, at the paper's CelebA, for each way to fill the pool:
+
+# %% tags=["nbval-check-output"]
+large = presets.get("celeba64")
+for rho in (large.rho, large.rho / 10):
+    size = round(rho * large.T) * large.batch_size
+    memory = size * 3 * 64 * 64 * 4 / 1e9
+    print(f"{size:7,} samples, {memory:.2f} GB; evaluations:", end=" ")
+    print(f"full {size * (large.T - 1) // 2:,}, harvest {size:,}")
+
+# %% [markdown]
 # At the paper's stride a pool of a tenth of the size is clearly worse. With strides of ten steps it is not, at a tenth
 # of the memory and of the warm-up. Whether that holds for long trainings of large networks is not known here, so the
 # presets keep the paper's pool.

@@ -217,7 +217,7 @@ def draw(model):
     return diffusion.sample(model, 20, settings.steps, seed=seed, **options)
 
 
-drawn = {name: draw(m) for name, m in (("teacher", teacher), ("student", student))}
+drawn = {"teacher": draw(teacher), "student": draw(student)}
 pictures = [to_uint8(decode(vae, x)) for x in drawn.values()]
 plots.image_grid(torch.cat(pictures), columns=20)
 

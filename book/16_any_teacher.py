@@ -96,7 +96,7 @@ for kind in kinds:
         )
         Pipeline(teacher, scheduler, vae).save(folder, teacher, {})
     folders[kind] = folder
-    print(f"{kind:15s}" + ", ".join(sorted(file.name for file in folder.iterdir())))
+    print(f"{kind:15s}", ", ".join(sorted(f.name for f in folder.iterdir())))
 
 # %% [markdown]
 # From here on only these folders are used. No data set, no settings of ours, not even the name of a network:
@@ -122,9 +122,10 @@ for kind, teacher in teachers.items():
 
 # %%
 def student_of(kind):
-    teacher, out = teachers[kind], folders[kind].with_name(f"student-{iterations}")
-    options = {"batch_size": 64, "rho": 0.2, "lr": 1e-3, "ema": 0.99, "seed": seed}
-    settings = Distillation(kind, "x0.5", iterations, **options)
+    teacher = teachers[kind]
+    out = folders[kind].with_name(f"student-{iterations}")
+    options = {"batch_size": 64, "rho": 0.2, "lr": 1e-3, "ema": 0.99}
+    settings = Distillation(kind, "x0.5", iterations, seed=seed, **options)
     if not (out / "README.md").is_file():  # which it writes in the end
         takes_labels = teacher.denoiser.condition == "class"
         labels = teacher.classes(null=10) if takes_labels else None
