@@ -242,6 +242,15 @@ for kind in ("guided-class-accuracy", "class-accuracy"):
 # There is nothing to compare with: the paper has no conditional model. The bar is our own, and the cell above holds every
 # seed of the ledger to it.
 #
+# *Verdict:* the bar is met. Guided, all samples of teachers and students show what was asked for. Unguided, the share is
+# 0.984 ± 0.005<!-- ledger: digits-classes teacher class-accuracy --> for teachers and
+# 0.982 ± 0.007<!-- ledger: digits-classes dynamic class-accuracy --> for students. What guidance costs stands in the
+# other columns: digits-FID rises from 4.24 ± 1.31<!-- ledger: digits-classes teacher digits-FID --> to
+# 27.6 ± 2.4<!-- ledger: digits-classes teacher guided-digits-FID --> for teachers, and from
+# 6.50 ± 0.85<!-- ledger: digits-classes dynamic digits-FID --> to
+# 38.0 ± 2.3<!-- ledger: digits-classes dynamic guided-digits-FID --> for students. So accuracy alone would flatter a
+# student: guided, it has lost more of the variety than its teacher.
+#
 # ## Limits
 #
 # The classifier that counts was trained on the same digits as the teacher, and finds what it knows. Guided samples are
