@@ -19,6 +19,9 @@ from dkdm_lab.pools import DynamicPool
 from dkdm_lab.runs import device, provenance
 from dkdm_lab.training import train
 
+# Settings that came later than the first distillations, and what those were made with.
+_LATER = {"stride": 1, "mixed_precision": "no"}
+
 
 @dataclass(frozen=True)
 class Distillation:
@@ -64,10 +67,11 @@ def distill(
         raise ValueError(f"{out}: found other files there, expected an empty or a new folder")
     if file.is_file():
         found = json.loads(file.read_text())
+        begun = {**_LATER, **found["settings"]}
         for key, value in asked.items():
-            if found["settings"].get(key) != value:
+            if begun.get(key) != value:
                 raise ValueError(
-                    f"{out}: this distillation was begun with {key} = {found['settings'].get(key)!r}, "
+                    f"{out}: this distillation was begun with {key} = {begun.get(key)!r}, "
                     f"expected {value!r}; move the folder away to begin anew"
                 )
         if "result" in found:

@@ -504,3 +504,16 @@ def test_a_finished_distillation_is_left_alone(made, tmp_path, capsys):
     assert "this distillation is finished" in capsys.readouterr().err
     assert __main__.main([*command, "--student", "x1"]) == 1
     assert "begun with student = 'x0.5', expected 'x1'" in capsys.readouterr().err
+
+
+def test_a_distillation_begun_before_a_setting_came_goes_by_what_it_was_then(made, tmp_path, capsys):
+    _, command = made("ddpm")
+    assert __main__.main([*command, "--student", "x0.5"]) == 0
+    file = tmp_path / "out" / "distillation.json"
+    found = json.loads(file.read_text())
+    del found["settings"]["stride"], found["settings"]["mixed_precision"]
+    file.write_text(json.dumps(found))
+    assert __main__.main([*command, "--student", "x0.5"]) == 1
+    assert "begun with stride = 1, expected 2" in capsys.readouterr().err
+    assert __main__.main([*command, "--student", "x0.5", "--stride", "1"]) == 1
+    assert "this distillation is finished" in capsys.readouterr().err
