@@ -116,7 +116,8 @@ for kind, teacher in teachers.items():
 #
 # A student is named in one of three ways: a network of this book, a `config.json`, or a factor, which is the teacher's own
 # architecture at another width. We take half the width of each. `distill` is the loop of [](06_dynamic), with a pool
-# that asks the pipeline for what it needs. Stopped and called again, it goes on; a finished folder it leaves alone. One
+# that asks the pipeline for what it needs. The pool is the small one with strides that was found there; the paper's is
+# `rho=0.4, stride=1`. Stopped and called again, it goes on; a finished folder it leaves alone. One
 # thing no folder tells: which label stands for none. Here it is the eleventh.
 
 
@@ -124,7 +125,7 @@ for kind, teacher in teachers.items():
 def student_of(kind):
     teacher = teachers[kind]
     out = folders[kind].with_name(f"student-{iterations}")
-    options = {"batch_size": 64, "rho": 0.2, "lr": 1e-3, "ema": 0.99}
+    options = {"batch_size": 64, "lr": 1e-3, "ema": 0.99}
     settings = Distillation(kind, "x0.5", iterations, seed=seed, **options)
     if not (out / "README.md").is_file():  # which it writes in the end
         takes_labels = teacher.denoiser.condition == "class"
@@ -209,7 +210,7 @@ print((students["digits-classes"] / "README.md").read_text())
 #
 # ```
 # dkdm distill TEACHER --student x0.5 --null-class 10 --out STUDENT \
-#     --iterations 300 --batch-size 64 --rho 0.2 --lr 1e-3 --ema 0.99
+#     --iterations 300 --batch-size 64 --lr 1e-3 --ema 0.99
 # ```
 #
 # `TEACHER` is a folder as above, a name on the Hub, or a file of weights as the paper's teachers come. What a file does
@@ -218,7 +219,7 @@ print((students["digits-classes"] / "README.md").read_text())
 # ```
 # dkdm distill google/ddpm-cat-256 --student x0.5 --out cats
 # dkdm distill cifar10-57m.pt --student vit-19m --out transformer
-# dkdm distill ldm-ffhq256/model.ckpt --student ldm-86m --rho 4 --out faces
+# dkdm distill ldm-ffhq256/model.ckpt --student ldm-86m --rho 4 --stride 1 --out faces
 # dkdm distill FOLDER --student x0.5 --prompts prompts.txt --guidance 7.5 --out painter
 # ```
 #

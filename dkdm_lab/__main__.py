@@ -81,10 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     distil.add_argument("--iterations", type=int, default=argparse.SUPPRESS)
     distil.add_argument("--batch-size", type=int, default=argparse.SUPPRESS)
-    distil.add_argument("--rho", type=float, default=argparse.SUPPRESS, help="the pool's size in T batches")
+    distil.add_argument(
+        "--rho", type=float, default=argparse.SUPPRESS,
+        help="the pool's size in T batches (default: 0.04; the paper's: 0.4)",
+    )  # fmt: skip
     distil.add_argument(
         "--stride", type=int, default=argparse.SUPPRESS, metavar="K",
-        help="steps that a turn moves the pool's samples by (default: 1, the paper's)",
+        help="steps that a turn moves the pool's samples by (default: T / 10; the paper's: 1)",
     )  # fmt: skip
     distil.add_argument(
         "--storage", choices=("float32", "bfloat16", "float16", "host"), default=argparse.SUPPRESS,

@@ -24,6 +24,7 @@ from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dkdm_lab import __main__
+from dkdm_lab import distill as distillation
 from dkdm_lab.distill import Distillation, distill
 from dkdm_lab.networks import NETWORKS, Denoiser
 from dkdm_lab.pipelines import Pipeline, decode, encode, scaled
@@ -495,6 +496,26 @@ def test_a_folder_in_use_is_left_alone(made, tmp_path, capsys):
     assert __main__.main([*command, "--student", "x0.5"]) == 1
     assert "out: found other files there, expected an empty or a new folder" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("asked, size, stride", [({}, 4, 2), ({"rho": 0.4, "stride": 1}, 32, 1)])  # T = 20
+def test_the_pool_is_small_and_strides_unless_the_papers_is_asked_for(
+    asked, size, stride, made, tmp_path, monkeypatch
+):
+    teacher, _ = made("ddpm")
+    pipeline, pools = Pipeline.from_pretrained(teacher), []
+    train = distillation.train
+
+    def note(student, source, *arguments, **options):
+        pools.append(source)
+        return train(student, source, *arguments, **options)
+
+    monkeypatch.setattr(distillation, "train", note)
+    settings = Distillation("t", "x0.5", iterations=1, batch_size=4, **asked)
+    distill(pipeline, settings, tmp_path / "out", progress=False)
+    assert (pools[0].size, pools[0].stride) == (size, stride)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("strides of 2 steps" in card) == (stride == 2)
 
 
 def test_a_finished_distillation_is_left_alone(made, tmp_path, capsys):
