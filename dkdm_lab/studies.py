@@ -298,13 +298,16 @@ _VAE = ("levels", "latent_channels", "batch_size", "weight_decay")
 _CLASSIFIER = ("classifier_lr",)
 _TRAINED = ("guide", "guide_iterations", "guide_batch_size", "guide_lr", "guide_ema")
 _SYNTHESIS = (*_SCORED, "images", "steps", "synthesis_batch_size", "prompts", "guidance")
+_FOR_VAE = (*_SYNTHESIS, "reconstruction", "kl", "batch_norm")
 # What decides a part beside what it stands on, by its name or its kind.
 _SETTINGS = {
     "guide-unseen": (*_DATA, "unseen", *_TRAINED),
     "guide-seen": (*_DATA, "seen", *_TRAINED),
     "vae-teacher": (*_SCORED, "draws", *_VAE, "teacher_width", "teacher_iterations", "teacher_lr"),
     "vae": (*_SCORED, "draws", *_VAE, "width", "iterations", "lr"),
-    "images": (*_SYNTHESIS, "step_size", "reconstruction", "kl", "batch_norm"),
+    "images-unguided": _FOR_VAE,
+    "images-unguided-seen": _FOR_VAE,
+    "images": (*_FOR_VAE, "step_size"),
     "images-classes": (
         *_SYNTHESIS, "class_step_size", "class_batch_norm", "classification", "adversarial", "cutmix",
     ),
@@ -335,11 +338,15 @@ class Part:
     @property
     def settings(self) -> dict:
         """All that decides the outcome, what it stands on included; as JSON gives it back."""
-        mine = _SETTINGS.get(self.name, _SETTINGS[self.kind] if self.kind in _SETTINGS else ())
-        names = [*mine, *(name for need in self.needs() for name in need.settings)]
-        found = {name: getattr(self.study, name, None) for name in dict.fromkeys(names)}
-        found |= {"study": self.study.name, "part": self.name, "seed": self.seed}
+        found = {"study": self.study.name, "part": self.name, "seed": self.seed}
+        found |= {name: getattr(self.study, name) for name in self._decided_by}
         return json.loads(json.dumps(found))
+
+    @property
+    def _decided_by(self) -> tuple[str, ...]:
+        mine = _SETTINGS.get(self.name) or _SETTINGS[self.kind]
+        below = [name for need in self.needs() for name in need._decided_by]
+        return tuple(dict.fromkeys([*mine, *below]))
 
     @property
     def label(self) -> str:
