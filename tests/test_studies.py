@@ -156,7 +156,9 @@ def test_a_part_with_other_settings_is_refused():
     result = json.loads(file.read_text())
     result["settings"]["classifier_lr"] = 9
     file.write_text(json.dumps(result))
-    with pytest.raises(ValueError, match=r"made with classifier_lr = 9, expected 0\.003; move the folder away"):
+    with pytest.raises(
+        ValueError, match=r"made with classifier_lr = 9, expected 0\.003; move the folder away"
+    ):
         part.result(progress=False)
 
 
