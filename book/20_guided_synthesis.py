@@ -240,7 +240,8 @@ sets_of_images = [
 studies.table(study, sets_of_images, ("sqrt-FID", "EMD", "MMD", "1-NN"))
 
 # %%
-studies.table(study, studies.VAES[2:], ("sqrt-FID", "reconstruction"))
+students = [f"vae-{name}" for name in ("real", "unguided", "guided", "guided-seen")]
+studies.table(study, students, ("sqrt-FID", "reconstruction"))
 
 # %%
 studies.verdicts("20_guided_synthesis")

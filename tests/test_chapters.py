@@ -16,7 +16,7 @@ from dkdm_lab.chapter import parameter_names
 from dkdm_lab.data import GaussianMixture
 from dkdm_lab.diffusion import GaussianDiffusion, numbered_noise
 from dkdm_lab.pools import DynamicPool, IterativePool
-from dkdm_lab.vae import SIGMA_X, LVAE, distillation_loss
+from dkdm_lab.vae import LVAE, SIGMA_X, distillation_loss
 
 SOURCES = chapters()
 ROOT = Path(__file__).parents[1]
