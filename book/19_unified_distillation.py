@@ -126,7 +126,7 @@ assert "encoder" not in reached
 #
 # ## Students at equal iterations
 #
-# All students have the same first weights, the same noise, the same number of iterations. They are shown
+# All students have the same first weights and the same number of iterations. They are shown
 #
 # - *noise only*: Chen et al.'s student, the one above;
 # - *real images*: those that the teacher was trained on;
