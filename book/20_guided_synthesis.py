@@ -138,7 +138,7 @@ if guide.vae is None:
     slope = torch.autograd.grad(at(z.requires_grad_()), z)[0]
     with torch.no_grad():
         step = 1e-3 / slope.norm()
-        gained = (at(z - step * slope) - at(z + step * slope)) / 2
+        gained = (at(z + step * slope) - at(z - step * slope)) / 2
     expected = float(step * slope.square().sum())
     print(f"lowered by {float(gained):.4f}, the gradient says {expected:.4f}")
     assert abs(float(gained) - expected) < 0.2 * expected

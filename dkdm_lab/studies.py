@@ -74,6 +74,10 @@ NAMES = {
     "vae-guided-seen": "synthetic, guided, the guide saw the data",
     "vae-both-real": "noise and real, in turn",
     "vae-both-guided": "noise and guided, in turn",
+    "images-unguided": "unguided",
+    "images-guided": "guided",
+    "images-unguided-seen": "unguided, the guide saw the data",
+    "images-guided-seen": "guided, the guide saw the data",
     "classifier-teacher": "teacher",
     "classifier-real": "real images",
     "classifier-unguided": "synthetic, unguided",
@@ -650,21 +654,26 @@ SLIDES = {
         "milliseconds": "5.6 ± 1.2", "MiB": "1.52",
     },
 }  # fmt: skip
+# Who plays their parts here, shown images alone, or nothing and images in turn.
 ROLES = {
-    "vae-teacher": "teacher",
-    "vae-real": "student, with data",
-    "vae-guided": "student, data-free",
+    "vae-teacher": ("teacher", "vae-teacher"),
+    "vae-real": ("student, with data", "vae-both-real"),
+    "vae-guided": ("student, data-free", "vae-both-guided"),
 }
 
 
 def beside() -> Table:
-    """The slides' table beside the ledger's, at their own size and at the digits'."""
+    """The slides' table beside the ledger's, at their own size and at the digits'; there with the students of
+    images alone, and with those of noise and images in turn."""
     rows = []
-    for name, numbers in SLIDES.items():
+    for alone, numbers in SLIDES.items():
+        role, in_turn = ROLES[alone]
         for metric in ("parameters", *SCORES, "milliseconds", "MiB"):
-            ours = [cell(study, name, metric) for study in ("cifar10", "digits")]
-            rows.append([ROLES[name], metric, numbers.get(metric, "not given"), *ours])
-    return Table.of(["", "", "slides", "ours, `cifar10`", "ours, `digits`"], rows, "llrrr")
+            ours = [("cifar10", alone), ("digits", alone), ("digits", in_turn)]
+            cells = [cell(study, name, metric) for study, name in ours]
+            rows.append([role, metric, numbers.get(metric, "not given"), *cells])
+    names = ["", "", "slides", "ours, `cifar10`", "ours, `digits`", "ours, `digits`, noise in turn"]
+    return Table.of(names, rows, "llrrrr")
 
 
 def _ratio(name: str, other: str, metric: str, room: float = 1.0) -> Check:
