@@ -12,6 +12,7 @@ Models* (Group 2, Indian Institute of Technology Mandi, 15 May 2025).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import statistics
 import time
@@ -362,9 +363,12 @@ class Part:
 
     @property
     def label(self) -> str:
-        """Its name, and every setting that is not the study's own."""
+        """Its name, and every setting that is not the study's own; a hash of these where they are many."""
         own = Part(STUDIES[self.study.name], self.name, self.seed).settings
-        return "-".join([self.name, *(f"{k}={v}" for k, v in self.settings.items() if v != own[k])])
+        others = "-".join(f"{k}={v}" for k, v in self.settings.items() if v != own[k])
+        if len(others) > 150:  # a file's name ends at 255
+            others = hashlib.sha256(others.encode()).hexdigest()[:12]
+        return "-".join(filter(None, [self.name, others]))
 
     @property
     def folder(self) -> Path:

@@ -1,9 +1,8 @@
 """Studies: parts made once, whole or not at all; their ledger, the slides' numbers and the verdicts."""
 
 import json
-import os
-import subprocess
-import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from dkdm_lab import ledger, studies
 from dkdm_lab.__main__ import main
 from dkdm_lab.batch import BOOK
 from dkdm_lab.classifier import Classifier
+from dkdm_lab.files import alone
 from dkdm_lab.pipelines import Pipeline
 from dkdm_lab.studies import PARTS, SLIDES, STUDIES, Part, by_seed, cell, enter, entered, get
 from dkdm_lab.vae import LVAE
@@ -20,10 +20,15 @@ pytestmark = pytest.mark.usefixtures("yardstick")
 
 TINY = {
     "samples": 20, "draws": 1, "guide_iterations": 3, "guide_batch_size": 8, "teacher_width": 4, "width": 2,
-    "teacher_iterations": 3, "iterations": 3, "batch_size": 8, "images": 70, "steps": 5,
+    "teacher_iterations": 3, "iterations": 3, "batch_size": 8, "images": 70, "steps": 2,
     "synthesis_batch_size": 35, "classifier_teacher_iterations": 3, "classifier_iterations": 3,
     "classifier_teacher_width": 4, "classifier_width": 2,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def hardly_timed(monkeypatch):
+    monkeypatch.setattr(studies, "TIMED", 2)
 
 
 def tiny(name, seed=0, **changes):
@@ -72,6 +77,8 @@ def test_a_label_tells_what_is_not_the_studys_own():
     assert Part(get("digits", kl=0.5), "vae-guided").label == "vae-guided-kl=0.5"  # of what it stands on
     assert Part(get("digits", kl=0.5), "vae-real").label == "vae-real"
     assert Part(get("digits", step_size=9.0), "vae-unguided").label == "vae-unguided"
+    many = [tiny("vae-guided", samples=n).label for n in (20, 21)]
+    assert max(map(len, many)) < 30 and many[0] != many[1]
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -104,7 +111,7 @@ def test_every_part_goes_from_not_begun_to_finished():
         assert result["made_with"].keys() >= {"torch", "hardware", "commit"}
         if part.kind == "images":
             assert part.images().shape == (70, 1, 8, 8)
-            assert all(len(values) == len(result["t"]) == 6 for values in result["losses"].values())
+            assert all(len(values) == len(result["t"]) == 3 for values in result["losses"].values())
         else:
             assert isinstance(part.model(), kinds[part.kind])
         if part.kind == "vae":
@@ -113,7 +120,7 @@ def test_every_part_goes_from_not_begun_to_finished():
 
 
 def test_students_begin_alike_and_differ_in_their_images_alone():
-    parts = [tiny(name, iterations=0) for name in ("vae-noise", "vae-real")]
+    parts = [tiny(name, lr=0.0) for name in ("vae-noise", "vae-real")]
     weights = [torch.cat([p.flatten() for p in part.model(False).parameters()]) for part in parts]
     assert torch.equal(*weights)
     assert parts[0]._shown(False) is None
@@ -129,7 +136,7 @@ def test_a_part_that_is_there_is_read(monkeypatch):
 def test_a_part_that_was_stopped_is_made_anew(monkeypatch):
     part = tiny("vae-real")
 
-    def stop(self, *_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -162,27 +169,25 @@ def test_a_part_with_other_settings_is_refused():
         part.result(progress=False)
 
 
-ASKS = """
-import sys, time
-from dkdm_lab import studies
-make = studies.Part._make
-def slowly(self, *arguments):
-    with open(sys.argv[1], "a") as log:
-        log.write(self.name + "\\n")
-    time.sleep(1)  # long enough for the other process to come by
-    make(self, *arguments)
-studies.Part._make = slowly
-tiny = dict(classifier_teacher_iterations=2, classifier_iterations=2)
-studies.Part(studies.get("digits", **tiny), "classifier-real").result(progress=False)
-"""
+def test_two_that_ask_at_once_share_one_part(monkeypatch):
+    made, make = [], Part._make
+
+    def slowly(self, *arguments):
+        made.append(self.name)
+        time.sleep(0.3)  # long enough for the other to come by
+        make(self, *arguments)
+
+    monkeypatch.setattr(Part, "_make", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda _: tiny("classifier-real").result(progress=False), range(2)))
+    assert results[0] == results[1]
+    assert sorted(made) == ["classifier-real", "classifier-teacher"]
 
 
-def test_two_that_ask_at_once_share_one_part(tmp_path):
-    command = [sys.executable, "-c", ASKS, str(tmp_path / "log")]
-    children = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
-    assert [child.wait(120) for child in children] == [0, 0]
-    made = sorted((tmp_path / "log").read_text().splitlines())
-    assert made == ["classifier-real", "classifier-teacher"]
+def test_one_that_will_not_wait_is_refused():
+    part = tiny("classifier-teacher")
+    with alone(part.folder), pytest.raises(RuntimeError, match="another process is at work here"):
+        part.result(progress=False, wait=False)
 
 
 def test_models_and_images_are_not_confused():
