@@ -118,7 +118,8 @@ assert after < noise / 10
 # | II. The method | [](03_dkdm_objective), [](04_iterative), [](05_shuffled), [](06_dynamic) | Sec. 3 |
 # | III. The experiments | [](07_baselines) to [](13_two_distributions) | Secs. 4 and 9 to 12 |
 # | all of it on one page | [](14_report) | |
-# | IV. Beyond pixels | [](15_latent_space), [](16_any_teacher), [](17_conditions) | Table 3, and what the paper leaves open |
+# | IV. Beyond pixels, | [](15_latent_space), [](16_any_teacher), [](17_conditions) | Table 3, and what the paper leaves open |
+# | beyond diffusion | [](18_lvae) to [](21_classifier) | a second source: VAEs and classifiers {cite}`group2025data` |
 #
 # There are **two kinds of numbers**. What a chapter computes while it runs is *live*: one seed, small networks,
 # minutes on a laptop. Beside it stands the *ledger*, the folder `book/results/`: longer runs over several seeds,
@@ -130,7 +131,7 @@ assert after < noise / 10
 #
 # In JupyterLab, change the cell tagged *parameters* and run again. From a shell,
 # `dkdm run --preset cifar10` executes the same chapters at the paper's size, where there is a GPU and time.
-# The last part has presets of its own, for latents and for labels.
+# The last part has presets of its own, for latents and for labels, and *studies* for what is no diffusion model.
 #
 # ## Limits
 #

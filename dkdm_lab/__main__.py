@@ -1,5 +1,5 @@
-"""The command line: ``dkdm run`` executes chapters or fills the ledger, ``dkdm train`` makes one run, and
-``dkdm distill`` a student of any teacher."""
+"""The command line: ``dkdm run`` executes chapters or fills the ledger, ``dkdm train`` makes one run,
+``dkdm study`` the parts of a study, and ``dkdm distill`` a student of any teacher."""
 
 from __future__ import annotations
 
@@ -60,6 +60,21 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument(
         "--seeds", type=list_of, default=["0", "1", "2"], help="repetitions (default: 0,1,2)"
     )
+    study = commands.add_parser(
+        "study",
+        help="the distillation of VAEs and classifiers, into the ledger",
+        description="Make the parts of a study that are not there yet, with what they stand on, and write "
+        "book/results/<study>/studies/.",
+    )
+    study.add_argument("study", nargs="?", default="digits")
+    study.add_argument("--parts", type=list_of, help="comma-separated (default: all)")
+    study.add_argument(
+        "--seeds", type=list_of, default=["0", "1", "2"], help="comma-separated (default: 0,1,2)"
+    )
+    study.add_argument(
+        "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings",
+        help="a setting of the study",
+    )  # fmt: skip
     distil = commands.add_parser(
         "distill",
         help="distil a teacher to a student, without a data set",
@@ -125,6 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "readme":
             _renew_readme()
+        elif options.command == "study":
+            _study(options)
         elif options.command == "measure":
             _measure(options)
         elif options.command == "distill":
@@ -173,6 +190,19 @@ def _fill_ledger(options: argparse.Namespace) -> None:
         print(f"[{number}/{len(runs)}] {run.preset.name}/{run.name}: {run.status}", flush=True)
         file = ledger.enter(run, options.against_teacher)
         print(f"    {run.result()['metrics']} -> {file.name}", flush=True)
+
+
+def _study(options: argparse.Namespace) -> None:
+    from dkdm_lab import studies
+
+    study = studies.get(options.study, **dict(options.settings))
+    names = options.parts or list(studies.PARTS)
+    parts = [studies.Part(study, name, int(seed)) for seed in options.seeds for name in names]
+    for number, part in enumerate(parts, 1):
+        where = f"[{number}/{len(parts)}] {study.name}/seed{part.seed}/{part.label}"
+        print(f"{where}: {part.status}", flush=True)
+        studies.enter(part)
+        print(f"    {part.result().get('metrics', 'made')}", flush=True)
 
 
 def _measure(options: argparse.Namespace) -> None:

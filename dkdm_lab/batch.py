@@ -13,7 +13,7 @@ from dkdm_lab.chapter import parameter_names
 from dkdm_lab.data import cache_dir
 
 # Chapters that train a teacher for others and need none themselves: side by side they go first.
-FIRST = ("02", "15", "17")
+FIRST = ("02", "15", "17", "18")
 BOOK = Path(__file__).resolve().parent.parent / "book"
 DEFAULT_PRESET = "digits"
 

@@ -116,13 +116,16 @@ def load_images(name: str, split: str = "train", n: int | None = None) -> Tensor
     return images if n is None else images[:n]
 
 
-def load_labels(name: str) -> Tensor:
-    """The class of each image that :func:`load_images` gives, ``[N]`` int64; of the digits only."""
-    if name != "digits":
-        raise ValueError(f"labels: found {name!r}, expected digits; no other set's classes are read")
-    from sklearn.datasets import load_digits
+def load_labels(name: str, split: str = "train") -> Tensor:
+    """The class of each image that :func:`load_images` gives, ``[N]`` int64: of the digits, and of
+    ``cifar10`` and ``fashion`` from their publishers' files; ValueError for other sets."""
+    if name == "digits":
+        from sklearn.datasets import load_digits
 
-    return torch.from_numpy(load_digits().target)
+        return torch.from_numpy(load_digits().target)
+    if name not in ("cifar10", "fashion"):
+        raise ValueError(f"labels: found {name!r}, expected digits, cifar10 or fashion; no others are read")
+    return torch.as_tensor(_by_torchvision(name, split, cache_dir() / name).targets)
 
 
 def _digits() -> Tensor:
@@ -203,18 +206,8 @@ def _from_images(folder: Path, shape: tuple[int, int, int] | None) -> Tensor:
 
 def _from_publisher(name: str, split: str, folder: Path) -> Tensor:
     """A public set from the files its authors publish; the two slow ones are kept as one .npz after."""
-    missing = (
-        f"{folder}: found no {name} images. {DATASETS[name].source}. "
-        f"Or put {split}.npz or a folder {split} of images there"
-    )
     if name in ("cifar10", "fashion"):
-        from torchvision.datasets import CIFAR10, FashionMNIST
-
-        kind = {"cifar10": CIFAR10, "fashion": FashionMNIST}[name]
-        try:
-            images = np.asarray(kind(folder, train=split == "train", download=True).data)
-        except Exception as error:  # no network, a broken file: torchvision raises several kinds
-            raise FileNotFoundError(f"{missing} (the download failed: {error})") from error
+        images = np.asarray(_by_torchvision(name, split, folder).data)
         return torch.from_numpy(images.reshape(len(images), *images.shape[1:3], -1)).permute(0, 3, 1, 2)
     if name == "celeba64":
         files = sorted((folder / "img_align_celeba").glob("*.jpg"))
@@ -225,12 +218,31 @@ def _from_publisher(name: str, split: str, folder: Path) -> Tensor:
         files = sorted(folder.glob("train_data_batch_*.npz"), key=lambda file: int(file.stem.split("_")[-1]))
         images = [np.load(f)["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for f in files]
     if not files:
-        raise FileNotFoundError(missing)
+        raise FileNotFoundError(_missing(name, split, folder))
     images = np.stack(images) if name == "celeba64" else np.concatenate(images)
     if len(images) == DATASETS[name].sizes[split]:
         with whole(folder / f"{split}.npz") as file:
             np.savez(file, x=images)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _by_torchvision(name: str, split: str, folder: Path):
+    """A set of torchvision's, downloaded where it is not there."""
+    from torchvision.datasets import CIFAR10, FashionMNIST
+
+    kind = {"cifar10": CIFAR10, "fashion": FashionMNIST}[name]
+    try:
+        return kind(folder, train=split == "train", download=True)
+    except Exception as error:  # no network, a broken file: torchvision raises several kinds
+        missing = _missing(name, split, folder)
+        raise FileNotFoundError(f"{missing} (the download failed: {error})") from error
+
+
+def _missing(name: str, split: str, folder: Path) -> str:
+    return (
+        f"{folder}: found no {name} images. {DATASETS[name].source}. "
+        f"Or put {split}.npz or a folder {split} of images there"
+    )
 
 
 def _centre_crop(file: Path, size: int) -> np.ndarray:

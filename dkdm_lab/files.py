@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -98,3 +98,16 @@ def alone(folder: Path, wait: bool = True) -> Iterator[None]:
             ) from None
     with lock:
         yield
+
+
+def once(folder: Path, proof: str, make: Callable[[Path], None], wait: bool = True) -> None:
+    """A folder that is made once, whole or not at all: ``make`` is called with a path to write it to, unless
+    it is there. One process makes it; others wait, or without ``wait`` are refused as by :func:`alone`.
+
+    proof: the file in it that says it is there; a folder without it is made anew."""
+    if (folder / proof).is_file():
+        return
+    with alone(folder, wait):
+        if not (folder / proof).is_file():  # another process may have had it in its hands
+            with explained(folder), whole_folder(folder) as new:
+                make(new)

@@ -39,7 +39,7 @@ from dkdm_lab.data import (
     to_uint8,
 )
 from dkdm_lab.evaluation import class_accuracy, digits_classifier_hash, energy_distance, score
-from dkdm_lab.files import alone, explained, whole, whole_folder, write_json
+from dkdm_lab.files import alone, explained, once, whole, write_json
 from dkdm_lab.networks import Denoiser, Guided, read_model
 from dkdm_lab.pipelines import Pipeline, decode, encode
 from dkdm_lab.pools import POOLS
@@ -138,13 +138,12 @@ class Run:
         if not p.autoencoder:
             return None
         folder = self.folder.parent / f"{p.autoencoder}-seed{self.seed}"
-        if not folder.is_dir():
-            with alone(folder):
-                if not folder.is_dir():
-                    images = load_images(p.data)
-                    vae = train_autoencoder(p.autoencoder, images, seed=self.seed, progress=progress)
-                    with explained(folder), whole_folder(folder) as new:
-                        vae.save_pretrained(new)
+
+        def make(new: Path) -> None:
+            images = load_images(p.data)
+            train_autoencoder(p.autoencoder, images, seed=self.seed, progress=progress).save_pretrained(new)
+
+        once(folder, "config.json", make)
         return read_model(folder, {"VQModel": VQModel}).eval().to(device())
 
     @cached_property

@@ -249,6 +249,7 @@ def train_vae(
     lr: float = 1e-4,
     weight_decay: float = 1e-4,
     warmup: float = 0.5,
+    blind: float = 0.0,
     seed: int = 0,
     progress: bool = True,
     description: str = "training a VAE",
@@ -259,16 +260,22 @@ def train_vae(
     negative ELBO, its beta warmed up from 0 to 1 over the share ``warmup`` of the iterations (25 of the
     authors' 50 epochs); with one :func:`distillation_loss`. The teacher is put into eval mode; the VAE is in
     training mode meanwhile, and left in eval mode. A student that sees no images keeps an untrained encoder.
+    blind: the share of a student's iterations, evenly spread, in which it sees no images all the same, so
+    that it learns its priors where sampling visits them, not only where posteriors do.
     """
     if images is None and teacher is None:
         raise ValueError("images: found None, expected some where there is no teacher")
+    if not 0 <= blind < 1 or (blind and teacher is None):
+        found = f"{blind}, and no teacher" if teacher is None else blind
+        raise ValueError(f"blind: found {found}, expected a share in [0, 1), for students only")
     if teacher is not None:
         teacher.eval()
     generator = torch.Generator().manual_seed(seed)
     batches = None if images is None else shuffled(len(images), batch_size, generator)
 
     def loss(step: int) -> Tensor:
-        x = None if batches is None else (images[next(batches)].to(vae.device) / 255).to(vae.dtype)
+        sees = batches is not None and int((step + 1) * (1 - blind)) > int(step * (1 - blind))
+        x = (images[next(batches)].to(vae.device) / 255).to(vae.dtype) if sees else None
         noise = vae.noise(batch_size, generator)
         if teacher is not None:
             return distillation_loss(teacher, vae, noise, x).mean()

@@ -16,6 +16,7 @@ from dkdm_lab.chapter import parameter_names
 from dkdm_lab.data import GaussianMixture
 from dkdm_lab.diffusion import GaussianDiffusion, numbered_noise
 from dkdm_lab.pools import DynamicPool, IterativePool
+from dkdm_lab.vae import LVAE, SIGMA_X, distillation_loss
 
 SOURCES = chapters()
 ROOT = Path(__file__).parents[1]
@@ -42,7 +43,7 @@ def defined(source: Path, function: str, **names):
 
 
 def test_the_chapters_are_numbered_without_a_gap():
-    assert [source.stem[:2] for source in SOURCES] == [f"{number:02d}" for number in range(18)]
+    assert [source.stem[:2] for source in SOURCES] == [f"{number:02d}" for number in range(22)]
 
 
 @by_chapter
@@ -143,6 +144,16 @@ def test_the_turn_of_chapter_4_is_the_pools():
         assert torch.equal(batch.eps, eps) and torch.equal(batch.target.mean, p.mean)
         noise = (x_next - p.mean) / torch.exp(0.5 * p.log_variance)
         assert x_next.shape == pool.x.shape and 0.5 < noise.std() < 1.5
+
+
+def test_the_loss_of_chapter_19_is_the_modules():
+    unified = defined(SOURCES[19], "unified", torch=torch, SIGMA_X=SIGMA_X)
+    sizes = {"in_channels": 1, "sample_size": 8, "levels": 3, "latent_channels": 2}
+    teacher, student = (LVAE(width=width, **sizes).eval() for width in (4, 3))
+    noise = teacher.noise(5)
+    with torch.no_grad():
+        found, expected = (loss(teacher, student, noise) for loss in (unified, distillation_loss))
+    torch.testing.assert_close(found, expected)
 
 
 QUOTE = re.compile(

@@ -16,6 +16,7 @@ from dkdm_lab.data import (
     cache_dir,
     content_hash,
     load_images,
+    load_labels,
     mix,
     to_model,
     to_uint8,
@@ -95,11 +96,12 @@ def test_cifar10_is_read_from_torchvisions_own_layout(cache, monkeypatch, small_
     folder.mkdir(parents=True)
     for (file, _), part in zip(CIFAR10.train_list, np.split(small_cifar10, 5), strict=True):
         rows = part.transpose(0, 3, 1, 2).reshape(len(part), -1)
-        (folder / file).write_bytes(pickle.dumps({"data": rows, "labels": [0] * len(part)}))
+        (folder / file).write_bytes(pickle.dumps({"data": rows, "labels": [7] * len(part)}))
     names = pickle.dumps({"label_names": [str(k) for k in range(10)]})
     (folder / CIFAR10.meta["filename"]).write_bytes(names)
     monkeypatch.setitem(CIFAR10.meta, "md5", None)
     assert torch.equal(load_images("cifar10"), nchw(small_cifar10))
+    assert load_labels("cifar10").tolist() == [7] * 10
 
 
 def test_fashion_is_padded_to_32(cache, monkeypatch):

@@ -243,6 +243,23 @@ def test_beta_is_warmed_up(monkeypatch):
     assert asked == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    "blind, sees", [(0.0, [1, 1, 1, 1, 1, 1]), (0.5, [0, 1, 0, 1, 0, 1]), (0.75, [0, 0, 0, 1, 0, 0])]
+)
+def test_a_blind_share_sees_no_images(blind, sees, monkeypatch):
+    asked, real = [], module.distillation_loss
+
+    def note(teacher, student, noise, x=None):
+        asked.append(int(x is not None))
+        return real(teacher, student, noise, x)
+
+    monkeypatch.setattr(module, "distillation_loss", note)
+    teacher, student = tiny(0).float(), tiny(1).float()
+    options = {"teacher": teacher, "batch_size": 4, "blind": blind, "progress": False}
+    train_vae(student, load_images("digits"), 6, **options)
+    assert asked == sees
+
+
 def test_training_repeats_to_the_last_bit():
     def trained():
         vae = tiny().float()
@@ -284,6 +301,14 @@ def nothing_to_learn_from(teacher, student):
     return train_vae(student, None, 2)
 
 
+def always_blind(teacher, student):
+    return train_vae(student, load_images("digits"), 2, teacher=teacher, blind=1.0, progress=False)
+
+
+def a_blind_teacher(teacher, student):
+    return train_vae(teacher, load_images("digits"), 2, blind=0.5, progress=False)
+
+
 def too_few(teacher, student):
     return train_vae(student, torch.zeros(3, 1, 8, 8, dtype=torch.uint8), 2, batch_size=4, progress=False)
 
@@ -300,6 +325,8 @@ def no_such_size(teacher, student):
         (in_training, "teacher: found it in training mode, expected eval mode"),
         (other_latents, r"student: found latents \[\(2, 2, 2\), \(2, 4, 4\)\], expected"),
         (nothing_to_learn_from, "images: found None, expected some where there is no teacher"),
+        (always_blind, r"blind: found 1\.0, expected a share in \[0, 1\), for students only"),
+        (a_blind_teacher, r"blind: found 0\.5, and no teacher, expected a share"),
         (too_few, "data: found 3 samples, expected at least one batch of 4"),
         (no_such_size, "sample_size: found 12, expected a multiple of 8 for 3 levels"),
     ],
