@@ -111,6 +111,7 @@ _DIGITS = Preset(
         "batch_size": 64,
         "teacher_iterations": 1000,
         "iterations": 600,
+        "steps": 25,
         "samples": 1000,
         "curve": 3,
         "synthetic_images": 900,
@@ -180,6 +181,7 @@ PRESETS = {
             live={
                 "teacher_iterations": 1000,
                 "iterations": 500,
+                "steps": 25,
                 "samples": 500,
                 "synthetic_images": 900,
             },
