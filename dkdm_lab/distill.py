@@ -82,7 +82,7 @@ def distill(
             raise ValueError(f"{out}: this distillation is finished; move the folder away to begin anew")
     torch.manual_seed(settings.seed)
     student = teacher.student(settings.student).to(device())
-    stride = settings.stride or max(1, teacher.diffusion.T // 10)
+    stride = max(1, teacher.diffusion.T // 10) if settings.stride is None else settings.stride
     pool = DynamicPool(
         teacher.diffusion,
         teacher.denoiser.to(device()),

@@ -1,13 +1,13 @@
 """Studies: parts made once, whole or not at all; their ledger, the slides' numbers and the verdicts."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import pytest
 import torch
 
-from dkdm_lab import ledger, studies
+from dkdm_lab import files, ledger, studies
 from dkdm_lab.__main__ import main
 from dkdm_lab.batch import BOOK
 from dkdm_lab.classifier import Classifier
@@ -170,16 +170,24 @@ def test_a_part_with_other_settings_is_refused():
 
 
 def test_two_that_ask_at_once_share_one_part(monkeypatch):
-    made, make = [], Part._make
+    made, asked, make, hold = [], [], Part._make, files.alone
+    part, both = tiny("classifier-real"), Event()
 
-    def slowly(self, *arguments):
+    def noted(folder, wait=True):
+        asked.append(folder)
+        if asked.count(part.folder) == 2:
+            both.set()
+        return hold(folder, wait)
+
+    def make_once_both_have_asked(self, *arguments):
         made.append(self.name)
-        time.sleep(0.3)  # long enough for the other to come by
+        assert self.name != part.name or both.wait(60)
         make(self, *arguments)
 
-    monkeypatch.setattr(Part, "_make", slowly)
+    monkeypatch.setattr(files, "alone", noted)
+    monkeypatch.setattr(Part, "_make", make_once_both_have_asked)
     with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda _: tiny("classifier-real").result(progress=False), range(2)))
+        results = list(pool.map(lambda _: part.result(progress=False), range(2)))
     assert results[0] == results[1]
     assert sorted(made) == ["classifier-real", "classifier-teacher"]
 
