@@ -49,8 +49,8 @@ def frechet(images, reference):
 def frechet_of(a, b):
     """The Frechet distance of two sets of vectors, by its formula.
 
-    With centred vectors as rows, A = X^T X and B = Y^T Y, and tr sqrt(A B) is the sum of the singular values of
-    Y X^T, or of their R factors, which are smaller where vectors are many.
+    With centred vectors as rows, A = X^T X and B = Y^T Y, and tr sqrt(A B) is the sum of the singular values
+    of Y X^T, or of their R factors, which are smaller where vectors are many.
     """
     x, y = ((v - v.mean(0)) / np.sqrt(len(v) - 1) for v in (a, b))
     x, y = (np.linalg.qr(v, mode="r") for v in (x, y))
