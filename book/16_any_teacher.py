@@ -117,15 +117,16 @@ for kind, teacher in teachers.items():
 # A student is named in one of three ways: a network of this book, a `config.json`, or a factor, which is the teacher's own
 # architecture at another width. We take half the width of each. `distill` is the loop of [](06_dynamic), with a pool
 # that asks the pipeline for what it needs. The pool is the small one with strides that was found there; the paper's is
-# `rho=0.4, stride=1`. Stopped and called again, it goes on; a finished folder it leaves alone. One
-# thing no folder tells: which label stands for none. Here it is the eleventh.
+# `rho=0.4, stride=1`. Stopped and called again, it goes on; a finished folder it leaves alone. One thing no folder tells:
+# which label stands for none. Here it is the eleventh.
 
 
 # %%
 def student_of(kind):
     teacher = teachers[kind]
-    out = folders[kind].with_name(f"student-{iterations}")
     options = {"batch_size": 64, "lr": 1e-3, "ema": 0.99}
+    name = "-".join(f"{k}={v}" for k, v in options.items())
+    out = folders[kind].with_name(f"student-{iterations}-{name}")
     settings = Distillation(kind, "x0.5", iterations, seed=seed, **options)
     if not (out / "README.md").is_file():  # which it writes in the end
         takes_labels = teacher.denoiser.condition == "class"

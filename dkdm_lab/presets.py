@@ -109,10 +109,10 @@ _DIGITS = Preset(
     curve=5,
     live={
         "batch_size": 64,
-        "teacher_iterations": 1000,
-        "iterations": 600,
+        "teacher_iterations": 800,
+        "iterations": 500,
         "steps": 25,
-        "samples": 1000,
+        "samples": 500,
         "curve": 3,
         "synthetic_images": 900,
     },
@@ -141,7 +141,7 @@ PRESETS = {
             synthetic_steps=100,
             steps=50,
             samples=4000,
-            live={"iterations": 1000, "samples": 2000},
+            live={"iterations": 600, "samples": 1000},
         ),
         _DIGITS,
         # For studies of the pool itself, chapters 6 and 12: many small runs, each scored once, whose students
