@@ -62,7 +62,9 @@ def curves(
     log_y: bool = False,
     level: tuple[str, float] | None = None,
 ) -> Figure:
-    """Named lines ``{name: (x, y)}``; method names keep their colour. level: a dashed horizontal line."""
+    """Named lines ``{name: (x, y)}``; method names keep their colour. level: a dashed horizontal line.
+
+    log_y: a logarithmic axis, unless some y is not above 0, as unbiased distances may be."""
     figure, axis = plt.subplots(figsize=(6.4, 3.8))
     for name, (x, y) in lines.items():
         axis.plot(x, y, label=name, color=_colour(name), marker="o" if len(x) <= 12 else None, markersize=4)
@@ -71,7 +73,7 @@ def curves(
             level[1], color=COLOURS.get(level[0], "black"), linestyle="--", label=level[0], linewidth=1.2
         )
     axis.set(xlabel=x_label, ylabel=y_label)
-    if log_y:
+    if log_y and all(value > 0 for _, y in lines.values() for value in y):
         axis.set_yscale("log")
         _read_log(axis.yaxis)
     axis.legend()
@@ -88,13 +90,15 @@ def smoothed(values: Sequence[float], window: int = 9) -> np.ndarray:
 
 
 def spreads(rows: Mapping[str, tuple[float, float]], x_label: str) -> Figure:
-    """Mean and standard deviation a method, best at the top, on a logarithmic axis."""
+    """Mean and standard deviation a method, best at the top, on a logarithmic axis where all are above 0."""
     figure, axis = plt.subplots(figsize=(6.4, 0.42 * len(rows) + 1.0))
     ordered = sorted(rows.items(), key=lambda row: -row[1][0])
     for name, (mean, deviation) in ordered:
         axis.errorbar(mean, name, xerr=deviation, fmt="o", color=_colour(name), capsize=4, markersize=7)
-    axis.set(xlabel=x_label, xscale="log")
-    _read_log(axis.xaxis)
+    axis.set(xlabel=x_label)
+    if all(mean > deviation for mean, deviation in rows.values()):
+        axis.set_xscale("log")
+        _read_log(axis.xaxis)
     axis.margins(y=0.12)
     figure.tight_layout()
     plt.close(figure)
