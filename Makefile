@@ -43,14 +43,9 @@ site: $(INSTALLED)  ## build the site from the executed chapters; any warning is
 	$(BIN)/jupyter-book build book --config _config.yml --path-output . --all -W -n --keep-going
 	@echo "The site lies at $(CURDIR)/_build/html/index.html"
 
-lint: $(INSTALLED)  ## check the code, its format, and that each .ipynb is its .py
+lint: $(INSTALLED)  ## check the code and its format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@for ipynb in $(NOTEBOOKS); do \
-	  $(BIN)/jupytext --quiet --test --to py:percent $$ipynb && \
-	  $(BIN)/jupytext --quiet --to py:percent --opt notebook_metadata_filter=kernelspec,-all --output - $$ipynb \
-	    | diff $${ipynb%.ipynb}.py - || { echo "$$ipynb is not its .py: run dkdm run --chapters"; exit 1; }; \
-	done
 
 clean:  ## remove what can be built again in minutes; .venv and data_cache stay
 	rm -rf _build .pytest_cache .ruff_cache *.egg-info

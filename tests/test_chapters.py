@@ -68,6 +68,16 @@ def test_sections_come_in_the_books_order(source):
 
 
 @by_chapter
+def test_the_notebook_is_its_source(source):
+    """Cell by cell, and to the letter when written back; `dkdm run --chapters` makes it so."""
+    written, run = jupytext.read(source), jupytext.read(source.with_suffix(".ipynb"))
+    cells = [[(c.cell_type, c.source, c.metadata.get("tags")) for c in nb.cells] for nb in (written, run)]
+    assert cells[0] == cells[1]
+    run.metadata.setdefault("jupytext", {})["notebook_metadata_filter"] = "kernelspec,-all"
+    assert jupytext.writes(run, "py:percent") == source.read_text()
+
+
+@by_chapter
 def test_parameters_are_literals(source):
     tagged = [cell for cell in code_cells(source) if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
