@@ -9,7 +9,7 @@ INSTALLED = $(VENV)/.installed
 THREADS   = $(shell $(PYTHON) -c 'import os; print(max(1, os.cpu_count() // $(JOBS)))')
 SYNC      = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 CHAPTERS  = $(sort $(wildcard book/[0-9]*.py))
-FIRST     = $(filter book/02_% book/15_% book/17_% book/18_% book/18_%,$(CHAPTERS))# which train teachers for others
+FIRST     = $(filter book/02_% book/15_% book/17_% book/18_%,$(CHAPTERS))# which train teachers for others
 NOTEBOOKS = $(patsubst %.py,%.ipynb,$(FIRST) $(filter-out $(FIRST),$(CHAPTERS)))
 
 .PHONY: help book test test-code test-chapters sweep lab site lint clean
