@@ -117,15 +117,22 @@ def load_images(name: str, split: str = "train", n: int | None = None) -> Tensor
 
 
 def load_labels(name: str, split: str = "train") -> Tensor:
-    """The class of each image that :func:`load_images` gives, ``[N]`` int64: of the digits, and of
-    ``cifar10`` and ``fashion`` from their publishers' files; ValueError for other sets."""
+    """The class of each image that :func:`load_images` gives, ``[N]`` int64: of the digits, and of ``cifar10``
+    and ``fashion``, from ``y`` of ``<split>.npz`` or their publishers' files; ValueError for other sets, and
+    for a file without ``y``."""
     if name == "digits":
         from sklearn.datasets import load_digits
 
         return torch.from_numpy(load_digits().target)
     if name not in ("cifar10", "fashion"):
         raise ValueError(f"labels: found {name!r}, expected digits, cifar10 or fashion; no others are read")
-    return torch.as_tensor(_by_torchvision(name, split, cache_dir() / name).targets)
+    file = cache_dir() / name / f"{split}.npz"
+    if not file.is_file():
+        return torch.as_tensor(_by_torchvision(name, split, cache_dir() / name).targets)
+    with np.load(file, allow_pickle=False) as arrays:
+        if "y" not in arrays:
+            raise ValueError(f"{file}: found arrays {sorted(arrays)}, expected labels 'y' among them")
+        return torch.from_numpy(arrays["y"].astype(np.int64))
 
 
 def _digits() -> Tensor:

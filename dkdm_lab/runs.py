@@ -482,10 +482,11 @@ def provenance() -> dict:
 
 
 def _commit() -> str:
+    """The commit of this checkout; of a copy without its history what the variable DKDM_COMMIT says."""
     root = Path(__file__).resolve().parent.parent
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         ask = {"cwd": root, "capture_output": True, "text": True, "check": True}
         commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **ask).stdout.strip()
         changed = subprocess.run(["git", "status", "--porcelain", "dkdm_lab"], **ask).stdout.strip()
         return commit + ("+changes" if changed else "")
-    return "unknown"
+    return os.environ.get("DKDM_COMMIT", "unknown")

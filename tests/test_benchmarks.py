@@ -62,6 +62,7 @@ def test_switches_are_measured_alone_and_together(monkeypatch, capsys):
         ("dynamic", "no", False, None),
         ("dynamic", "no", True, None),
         ("dynamic", "bf16", False, None),
+        ("dynamic", "bf16", True, None),
         ("dynamic", "no", False, "default"),
         ("dynamic", "bf16", True, "default"),
     ]

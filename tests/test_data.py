@@ -104,6 +104,17 @@ def test_cifar10_is_read_from_torchvisions_own_layout(cache, monkeypatch, small_
     assert load_labels("cifar10").tolist() == [7] * 10
 
 
+def test_labels_are_read_from_an_npz(cache):
+    (cache / "cifar10").mkdir()
+    file = cache / "cifar10" / "test.npz"
+    np.savez(file, x=np.zeros((3, 32, 32, 3), np.uint8), y=np.array([2, 0, 1], np.uint8))
+    labels = load_labels("cifar10", "test")
+    assert labels.tolist() == [2, 0, 1] and labels.dtype == torch.int64
+    np.savez(file, x=np.zeros((3, 32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"test.npz: found arrays \['x'\], expected labels 'y' among them"):
+        load_labels("cifar10", "test")
+
+
 def test_fashion_is_padded_to_32(cache, monkeypatch):
     grey = np.full((10, 28, 28, 1), 9, dtype=np.uint8)
     monkeypatch.setitem(DATASETS, "fashion", DataSet((1, 32, 32), {"train": 10}, {}, ""))
