@@ -118,8 +118,8 @@ def load_images(name: str, split: str = "train", n: int | None = None) -> Tensor
 
 def load_labels(name: str, split: str = "train") -> Tensor:
     """The class of each image that :func:`load_images` gives, ``[N]`` int64: of the digits, and of
-    ``cifar10`` and ``fashion``, from ``y`` of ``<split>.npz`` or their publishers' files; ValueError for other
-    sets, and for a file without ``y``."""
+    ``cifar10`` and ``fashion``, from ``y`` of ``<split>.npz`` or their publishers' files; ValueError for
+    other sets, and for a file without ``y``."""
     if name == "digits":
         from sklearn.datasets import load_digits
 
