@@ -29,7 +29,7 @@ _TABLE_8 = {
 # sizes and architectures are the paper's own. The digits' five sizes follow Table 8's: width, depth, both.
 CAST = {
     "cifar10": {**_TABLE_8, "teachers": (50_000, 200_000, 450_000)},
-    "cifar10-short": {**_TABLE_8, "teachers": (250, 1000, 2000)},
+    "cifar10-short": {**_TABLE_8, "teachers": (250, 500, 1000)},
     "imagenet32": {**_TABLE_8, "teachers": (125_000, 500_000, 1_000_000)},
     "celeba64": {
         "CNN": "celeba-295m",
