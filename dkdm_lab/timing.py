@@ -55,16 +55,8 @@ def training_cost(preset: Preset, method: str, iterations: int = 12, repeats: in
         "mixed_precision": preset.mixed_precision if torch.cuda.is_available() else "no",
         "progress": False,
     }
-    diffusion, seconds, warm = preset.diffusion(), [], 4
-    for _ in range(repeats):
-        moments = []
-
-        def note(*_, moments=moments):
-            moments.append(_moment())
-
-        marks = {"callback": note, "callback_at": (warm, warm + iterations)}
-        train(student, source, diffusion, warm + iterations, **marks, **options)
-        seconds.append((moments[1] - moments[0]) / iterations)
+    diffusion = preset.diffusion()
+    seconds = [_step_seconds(student, source, diffusion, iterations, **options) for _ in range(repeats)]
     with clock() as parts:
         train(student, source, diffusion, iterations, **options)
     return Cost(
@@ -107,7 +99,8 @@ def overhead(
     torch.manual_seed(seed)
     student = networks.build(preset.student).to(device(), memory_format=memory_format)
     source = training_source(preset, method, student.shape, seed)
-    diffusion, precision, warm = preset.diffusion(), preset.mixed_precision, 4
+    options = {"lr": preset.lr, "ema": preset.ema, "mixed_precision": preset.mixed_precision}
+    diffusion = preset.diffusion()
     teacher = getattr(source, "teacher", None)
     for network in filter(None, (student, teacher)):
         network.to(memory_format=memory_format)
@@ -139,17 +132,39 @@ def overhead(
         return seconds_of(work, iterations)
 
     def whole() -> float:
-        moments: list[float] = []
-        train(
-            student, source, diffusion, warm + iterations, lr=preset.lr, ema=preset.ema, progress=False,
-            mixed_precision=precision, callback=lambda *_: moments.append(_moment()),
-            callback_at=(warm, warm + iterations),
-        )  # fmt: skip
-        return (moments[1] - moments[0]) / iterations
+        return _step_seconds(student, source, diffusion, iterations, progress=False, **options)
 
     rows = [(whole(), bare(evaluate) if teacher else 0.0, bare(descend)) for _ in range(repeats)]
     medians = [statistics.median(column) for column in zip(*rows, strict=True)]
     return Overhead(*medians, statistics.median(all_of / (a + b) for all_of, a, b in rows))
+
+
+WARM = 4  # iterations before a measurement, in which libraries choose their kernels
+
+
+class _Marked:
+    """A source that notes the moments in which batches of certain numbers are asked for."""
+
+    def __init__(self, source, marks: tuple[int, ...]):
+        self.source, self.marks, self.asked, self.moments = source, marks, 0, []
+
+    def __getattr__(self, name: str):
+        return getattr(self.source, name)
+
+    def __next__(self):
+        if self.asked in self.marks:
+            self.moments.append(_moment())
+        self.asked += 1
+        return next(self.source)
+
+
+def _step_seconds(student, source, diffusion: GaussianDiffusion, iterations: int, **options) -> float:
+    """Seconds a step of :func:`train`, over so many of them: from one call for a batch to another, so that
+    nothing is counted that is done once a training."""
+    marked = _Marked(source, (WARM, WARM + iterations))
+    train(student, marked, diffusion, WARM + iterations + 1, **options)
+    begun, ended = marked.moments
+    return (ended - begun) / iterations
 
 
 def _moment() -> float:

@@ -39,6 +39,25 @@ def test_the_teacher_weighs_what_it_does(monkeypatch):
         assert shares["teacher"] == pytest.approx(work[teacher] / (work[teacher] + work[preset.student]))
 
 
+def test_a_step_is_timed_from_batch_to_batch(monkeypatch):
+    """What a training does once, before its first step or after its last, is not a step's."""
+    now = [0.0]
+
+    def train(student, source, diffusion, iterations, **_):
+        now[0] += 1000.0
+        for _ in range(iterations):
+            with clock.part("forward"):
+                next(source)
+            now[0] += 2.0
+        now[0] += 1000.0
+
+    monkeypatch.setattr(timing, "_moment", lambda: now[0])
+    monkeypatch.setattr(timing, "train", train)
+    preset = presets.get("digits", **TINY)
+    assert timing.training_cost(preset, "data-based", iterations=3, repeats=2).seconds == 2.0
+    assert timing.overhead(preset, "data-based", iterations=3, repeats=1).whole == 2.0
+
+
 def test_the_pool_is_weighed_by_its_samples():
     preset = presets.get("digits", **TINY)
     cost = timing.training_cost(preset, "dynamic", iterations=1, repeats=1)
