@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -55,12 +56,13 @@ def training_cost(preset: Preset, method: str, iterations: int = 12, repeats: in
         "mixed_precision": preset.mixed_precision if torch.cuda.is_available() else "no",
         "progress": False,
     }
-    diffusion = preset.diffusion()
-    seconds = [_step_seconds(student, source, diffusion, iterations, **options) for _ in range(repeats)]
+    diffusion, moments = preset.diffusion(), []
+    paused = _Paused(source, iterations, lambda: moments.append(_moment()))
+    train(student, paused, diffusion, WARM + repeats * iterations + 1, **options)
     with clock() as parts:
         train(student, source, diffusion, iterations, **options)
     return Cost(
-        statistics.median(seconds),
+        statistics.median(ended - begun for begun, ended in pairwise(moments)) / iterations,
         {name: spent / sum(parts.values()) for name, spent in parts.items()},
         torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
         sum(x.numel() * x.element_size() for x in _samples(source)),
@@ -89,8 +91,9 @@ def overhead(
     channels_last: bool = True,
     compile: str | None = None,
 ) -> Overhead:
-    """What the training loop and the source add to a step at a preset. Whole steps and bare parts are
-    measured in turns, so that a machine that slows down does so for both.
+    """What the training loop and the source add to a step at a preset. One training pauses every so many
+    iterations, and then its bare parts are measured as often, so that a machine that slows down does so
+    for both.
 
     channels_last: the networks' memory format. compile: a mode of `torch.compile` for them. The precision
     is the preset's, on a CPU too.
@@ -99,8 +102,8 @@ def overhead(
     torch.manual_seed(seed)
     student = networks.build(preset.student).to(device(), memory_format=memory_format)
     source = training_source(preset, method, student.shape, seed)
-    options = {"lr": preset.lr, "ema": preset.ema, "mixed_precision": preset.mixed_precision}
-    diffusion = preset.diffusion()
+    diffusion, precision = preset.diffusion(), preset.mixed_precision
+    options = {"lr": preset.lr, "ema": preset.ema, "mixed_precision": precision, "progress": False}
     teacher = getattr(source, "teacher", None)
     for network in filter(None, (student, teacher)):
         network.to(memory_format=memory_format)
@@ -108,7 +111,7 @@ def overhead(
             network.compile_network(compile)
     x = torch.randn(preset.batch_size, *student.shape, device=device())
     t = torch.randint(preset.T, (preset.batch_size,), device=device())
-    kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[preset.mixed_precision]
+    kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     autocast = torch.autocast(device().type, kind, enabled=kind != torch.float32)
     optimizer = torch.optim.AdamW(student.parameters(), lr=preset.lr, weight_decay=0.0, fused=True)
     average = EMAModel(student.parameters(), decay=preset.ema, foreach=True)
@@ -117,6 +120,7 @@ def overhead(
     def evaluate() -> None:
         with torch.no_grad(), autocast:
             teacher(x, t)
+        torch.clear_autocast_cache()  # which waits for the end of the loop's own autocast, around the pause
 
     def descend() -> None:
         with autocast:
@@ -126,15 +130,21 @@ def overhead(
         optimizer.step()
         optimizer.zero_grad()
         average.step(student.parameters())
+        torch.clear_autocast_cache()
 
-    def bare(work: Callable[[], None]) -> float:
+    begun: list[float] = []
+    rows: list[tuple[float, float, float]] = []
+
+    def pause() -> None:
+        if begun:
+            whole = (_moment() - begun[-1]) / iterations
+            bare = [seconds_of(work, iterations) if work else 0.0 for work in (teacher and evaluate, descend)]
+            rows.append((whole, *bare))
+        begun.append(_moment())
+
+    for work in filter(None, (teacher and evaluate, descend)):
         work()  # where libraries choose their kernels
-        return seconds_of(work, iterations)
-
-    def whole() -> float:
-        return _step_seconds(student, source, diffusion, iterations, progress=False, **options)
-
-    rows = [(whole(), bare(evaluate) if teacher else 0.0, bare(descend)) for _ in range(repeats)]
+    train(student, _Paused(source, iterations, pause), diffusion, WARM + repeats * iterations + 1, **options)
     medians = [statistics.median(column) for column in zip(*rows, strict=True)]
     return Overhead(*medians, statistics.median(all_of / (a + b) for all_of, a, b in rows))
 
@@ -142,29 +152,22 @@ def overhead(
 WARM = 4  # iterations before a measurement, in which libraries choose their kernels
 
 
-class _Marked:
-    """A source that notes the moments in which batches of certain numbers are asked for."""
+class _Paused:
+    """A source that pauses before its batch after the first :data:`WARM`, and then every so many. Between two
+    pauses there are steps and nothing else; what a training does once comes before or after them."""
 
-    def __init__(self, source, marks: tuple[int, ...]):
-        self.source, self.marks, self.asked, self.moments = source, marks, 0, []
+    def __init__(self, source, every: int, pause: Callable[[], None]):
+        self.source, self.every, self.pause, self.asked = source, every, pause, 0
 
     def __getattr__(self, name: str):
         return getattr(self.source, name)
 
     def __next__(self):
-        if self.asked in self.marks:
-            self.moments.append(_moment())
+        steps = self.asked - WARM
         self.asked += 1
+        if steps >= 0 and steps % self.every == 0:
+            self.pause()
         return next(self.source)
-
-
-def _step_seconds(student, source, diffusion: GaussianDiffusion, iterations: int, **options) -> float:
-    """Seconds a step of :func:`train`, over so many of them: from one call for a batch to another, so that
-    nothing is counted that is done once a training."""
-    marked = _Marked(source, (WARM, WARM + iterations))
-    train(student, marked, diffusion, WARM + iterations + 1, **options)
-    begun, ended = marked.moments
-    return (ended - begun) / iterations
 
 
 def _moment() -> float:

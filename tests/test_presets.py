@@ -72,7 +72,7 @@ def test_the_papers_latent_presets_are_tables_4_and_7(name, batch_size, iteratio
 
 
 def test_the_presets_of_the_book_exist():
-    own = ["toy", "digits", "digits-pools", "digits-latent", "digits-classes", "fashion", "cifar10-short"]
+    own = ["toy", "digits", "digits-pools", "digits-latent", "digits-classes", "fashion"]
     papers = ["cifar10", "celeba64", "imagenet32", "celebahq256", "ffhq256"]
     assert list(PRESETS) == own + papers
 
