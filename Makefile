@@ -7,12 +7,11 @@ JOBS   ?= 2
 BIN       = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 THREADS   = $(shell $(PYTHON) -c 'import os; print(max(1, os.cpu_count() // $(JOBS)))')
-SYNC      = $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 CHAPTERS  = $(sort $(wildcard book/[0-9]*.py))
 FIRST     = $(filter book/02_% book/15_% book/17_% book/18_%,$(CHAPTERS))# which train teachers for others
 NOTEBOOKS = $(patsubst %.py,%.ipynb,$(FIRST) $(filter-out $(FIRST),$(CHAPTERS)))
 
-.PHONY: help book test test-code test-chapters sweep lab site lint clean
+.PHONY: help book test sweep lab site lint clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -21,15 +20,10 @@ book: $(INSTALLED)  ## run every chapter of PRESET, JOBS at a time, then build t
 	$(BIN)/dkdm run --preset $(PRESET) --jobs $(JOBS)
 	@$(MAKE) --no-print-directory site
 
-test: lint  ## run the linters, the tests, and every chapter once more, side by side
-	@$(MAKE) --no-print-directory --jobs 2 $(SYNC) test-code test-chapters
-
-test-code: $(INSTALLED)
-	OMP_NUM_THREADS=$(THREADS) nice $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile tests
-
-test-chapters: $(INSTALLED)
-	@echo $(NOTEBOOKS) | tr ' ' '\n' | OMP_NUM_THREADS=$(THREADS) \
-	  xargs -P $(JOBS) -I {} $(BIN)/pytest --no-header --nbval-lax --nbval-cell-timeout=3600 {}
+# One queue of files for all: the chapters that others wait for, the other chapters, and the tests, which are short.
+test: lint  ## run the linters, every chapter once more, and the tests, JOBS at a time
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+	  --nbval-lax --nbval-cell-timeout=3600 $(NOTEBOOKS) tests
 
 sweep: $(INSTALLED)  ## make every run of PRESET that its tables miss, JOBS at a time
 	$(BIN)/snakemake --snakefile workflow/Snakefile --cores $(JOBS) --nolock --rerun-incomplete \

@@ -109,8 +109,8 @@ _DIGITS = Preset(
     curve=5,
     live={
         "batch_size": 64,
-        "teacher_iterations": 800,
-        "iterations": 500,
+        "teacher_iterations": 600,
+        "iterations": 400,
         "steps": 25,
         "samples": 500,
         "curve": 3,
@@ -179,8 +179,8 @@ PRESETS = {
             sampler="ddim",
             autoencoder="digits-vq",
             live={
-                "teacher_iterations": 1000,
-                "iterations": 500,
+                "teacher_iterations": 800,
+                "iterations": 400,
                 "steps": 25,
                 "samples": 500,
                 "synthetic_images": 900,
@@ -209,8 +209,8 @@ PRESETS = {
             curve=1,
             classes=10,
             live={
-                "teacher_iterations": 600,
-                "iterations": 400,
+                "teacher_iterations": 500,
+                "iterations": 300,
                 "steps": 25,
                 "samples": 300,
                 "synthetic_images": 900,
