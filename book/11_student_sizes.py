@@ -75,7 +75,7 @@ for name in sizes:
 
 # %% [markdown]
 # Time falls more slowly than work. Small networks leave a processor waiting: each layer costs something just for being
-# there. On a large GPU that is nearly all they cost. The paper's five on one H200, 32 images in 10 steps:
+# there. On a large GPU this weighs more still. The paper's five on one H200, 32 images in 10 steps:
 
 # %%
 measured = json.loads(
@@ -97,8 +97,8 @@ names = ["", "blocks", "time", "work"]
 ledger.Table.of(names, rows, before=measured["made_with"]["hardware"])
 
 # %% [markdown]
-# There the networks of two blocks are faster than those of three, whatever their width: the 24M one before the 14M one,
-# and the 44M one before the 32M one. In the paper's Fig. 6 these last two are equally fast.
+# There depth counts for more than width: of two blocks, the 24M network is faster than the 14M one, which has three, and
+# the 44M one faster than the 32M one. In the paper's Fig. 6 these last two are equally fast.
 
 # %%
 assert seconds[sizes[-1]] < seconds[largest]

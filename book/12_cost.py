@@ -211,8 +211,8 @@ paper.verdicts("12_cost")
 # ## Limits
 #
 # At `digits` the count says 2.32 and the clock less. Layers as small as these cost more than their arithmetic, and the
-# student, with three passes a step, pays that more often than the teacher. A GPU is limited by arithmetic much later
-# still, so there the two may lie further apart.
+# student, with three passes a step, pays that more often than the teacher. The H200's numbers are of one machine, whose
+# processor is slow beside its GPU, and without `torch.compile`, which starts fewer kernels.
 #
 # ## Exercises
 #
