@@ -4,9 +4,9 @@
     python benchmarks/step.py --preset cifar10 --set batch_size=32 --set rho=0.002
     python benchmarks/step.py --preset cifar10 --methods data-based,dynamic --switches --out step.json
 
-*whole / parts* is the loop's own share: 1 would be a loop that costs nothing. --switches measures each of
-channels_last, bf16 and torch.compile alone, and all of them together. On a CPU only the ratios mean
-something elsewhere; on a GPU milliseconds are printed, with its peak memory.
+*whole / parts* is the loop's own share: 1 would be a loop that costs nothing. --switches measures
+channels_last, bf16 and torch.compile, alone and together, or those that it names. On a CPU only the ratios
+mean something elsewhere; on a GPU milliseconds are printed, with its peak memory.
 """
 
 from __future__ import annotations

@@ -27,8 +27,6 @@ seed = 0
 changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 
 # %%
-import json
-
 from dkdm_lab import ledger, networks, paper, plots, presets, runs, timing
 from dkdm_lab.data import to_uint8
 
@@ -75,12 +73,10 @@ for name in sizes:
 
 # %% [markdown]
 # Time falls more slowly than work. Small networks leave a processor waiting: each layer costs something just for being
-# there. On a large GPU this weighs more still. The paper's five on one H200, 32 images in 10 steps:
+# there. A large GPU waits for the paper's five too. One H200, 32 images in 10 steps:
 
 # %%
-measured = json.loads(
-    (ledger.folder() / "gpu" / "measured-cifar10.json").read_text()
-)
+measured = ledger.on_gpu("measured-cifar10")
 rows = []
 for name in paper.CAST["cifar10"]["sizes"]:
     blocks = networks.build(name).network.config.layers_per_block

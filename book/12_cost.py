@@ -27,8 +27,6 @@ seed = 0
 changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 
 # %%
-import json
-
 import torch
 
 from dkdm_lab import ledger, networks, paper, plots, pools, presets, timing
@@ -177,7 +175,7 @@ ledger.Table.of(names, rows, "lrrl")
 # dynamic step would take beside a data-based one, if it took as long as its parts.
 
 # %%
-measured = json.loads((ledger.folder() / "gpu" / "step-cifar10.json").read_text())
+measured = ledger.on_gpu("step-cifar10")
 rows = []
 for found in (row for row in measured["results"] if row["method"] == "dynamic"):
     teacher, student = (1000 * found[part] for part in ("teacher", "student"))
@@ -189,8 +187,8 @@ ledger.Table.of(names, rows, before=measured["made_with"]["hardware"])
 
 # %% [markdown]
 # Half the precision does not make these steps faster, so it is not arithmetic that they wait for. PyTorch starts a
-# step's thousands of small kernels one by one, and here the processor that starts them is the slower of the two. What
-# counts then is how many layers there are, not how wide. The teacher has four times the student's operations, but its
+# step's many small kernels one by one, and here the processor that starts them is the slower of the two. What counts
+# then is how many layers there are, not how wide. The teacher has four times the student's operations, but its
 # one pass has fewer kernels than the student's forward pass, backward pass and update. So the factor is not the counted
 # 2.30. A loop that leaves its GPU waiting is one way to the paper's 1.07.
 #

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dkdm_lab import ledger, presets
-from dkdm_lab.chapter import parameter_names
 from dkdm_lab.data import cache_dir
 
 # Chapters that train a teacher for others and need none themselves: side by side they go first.
@@ -50,6 +49,9 @@ def run_chapters(
     A chapter that fails leaves its notebook as it was; what ran is kept in ``data_cache/failed/``, those
     that were not begun stay so, and RuntimeError names the first that failed.
     """
+    # Reading notebooks takes seconds to import, and who asks for the chapters' names reads none.
+    from dkdm_lab.chapter import parameter_names
+
     if jobs < 1:
         raise ValueError(f"jobs: found {jobs}, expected at least 1")
     if presets.get(preset).data == "toy":

@@ -58,6 +58,11 @@ def measured(preset: str) -> list[dict]:
     return [json.loads(file.read_text()) for file in files]
 
 
+def on_gpu(name: str) -> dict:
+    """What a GPU measured, from ``book/results/gpu/<name>.json``; its ``note`` says what not to quote."""
+    return json.loads((folder() / "gpu" / f"{name}.json").read_text())
+
+
 @dataclass(frozen=True)
 class Spread:
     """Mean and sample standard deviation (nan for one value) of ``n`` seeds; printed as "mean ± std",

@@ -428,11 +428,12 @@ def claims() -> Table:
 
 def _claims(chosen: list[Claim], link: bool) -> Table:
     about = [p for p in (*PIXELS, *LATENTS) if any(p in claim.presets for claim in chosen)]
-    run = [p for p in about if any(claim.verdict(p) not in ("", VERDICTS[-1]) for claim in chosen)]
+    found = {p: [claim.verdict(p) for claim in chosen] for p in about}
+    run = [p for p in about if not set(found[p]) <= {"", VERDICTS[-1]}]
     rows = []
-    for claim in chosen:
+    for number, claim in enumerate(chosen):
         place = f"[{claim.place}]({claim.chapter})" if link else claim.place
-        rows.append([place, claim.text, *[claim.verdict(p) for p in run]])
+        rows.append([place, claim.text, *[found[p][number] for p in run]])
     missing = [f"`{p}`" for p in about if p not in run]
     note = f"Not run: {', '.join(missing)}." if missing else ""
     names = ["", "claim", *[f"`{p}`" for p in run]]

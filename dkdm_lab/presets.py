@@ -217,7 +217,7 @@ PRESETS = {
             },
         ),
         Preset(
-            name="fashion",  # Fashion-MNIST, padded to 32x32: Table 2 and Fig. 4 within an hour of a GPU
+            name="fashion",  # Fashion-MNIST, padded to 32x32: meant for Table 2 and Fig. 4 in a GPU's hour
             data="fashion",
             schedule="cosine",
             T=1000,

@@ -489,4 +489,4 @@ def _commit() -> str:
         commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **ask).stdout.strip()
         changed = subprocess.run(["git", "status", "--porcelain", "dkdm_lab"], **ask).stdout.strip()
         return commit + ("+changes" if changed else "")
-    return os.environ.get("DKDM_COMMIT", "unknown")
+    return os.environ.get("DKDM_COMMIT") or "unknown"

@@ -132,18 +132,20 @@ def overhead(
         average.step(student.parameters())
         torch.clear_autocast_cache()
 
-    begun: list[float] = []
+    begun: float | None = None
     rows: list[tuple[float, float, float]] = []
 
-    def pause() -> None:
-        if begun:
-            whole = (_moment() - begun[-1]) / iterations
-            bare = [seconds_of(work, iterations) if work else 0.0 for work in (teacher and evaluate, descend)]
-            rows.append((whole, *bare))
-        begun.append(_moment())
+    def bare(times: int) -> tuple[float, float]:
+        return seconds_of(evaluate, times) if teacher else 0.0, seconds_of(descend, times)
 
-    for work in filter(None, (teacher and evaluate, descend)):
-        work()  # where libraries choose their kernels
+    def pause() -> None:
+        nonlocal begun
+        if begun is not None:
+            whole = (_moment() - begun) / iterations
+            rows.append((whole, *bare(iterations)))
+        begun = _moment()
+
+    bare(1)  # where libraries choose their kernels
     train(student, _Paused(source, iterations, pause), diffusion, WARM + repeats * iterations + 1, **options)
     medians = [statistics.median(column) for column in zip(*rows, strict=True)]
     return Overhead(*medians, statistics.median(all_of / (a + b) for all_of, a, b in rows))

@@ -69,6 +69,14 @@ def test_switches_are_measured_alone_and_together(monkeypatch, capsys):
     assert rows_of(capsys.readouterr().out)[0]["whole / parts"] == "1.333"
 
 
+def test_an_unknown_switch_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        benchmark("step").main(["--switches", "bf16,fast"])
+    assert (
+        "--switches: found 'fast', expected some of plain, channels_last, bf16, " in capsys.readouterr().err
+    )
+
+
 def test_warm_ups_are_compared_by_cost_and_score(capsys, tmp_path):
     out, changes = tmp_path / "warmup.json", {
         "teacher": "digits-53k", "student": "digits-53k", "teacher_iterations": 1, "iterations": 2,

@@ -359,6 +359,20 @@ def test_provenance_tells_how_a_number_was_made():
     assert all(isinstance(value, str) and value for value in found.values())
 
 
+@pytest.mark.parametrize(
+    "said, commit", [("0123456789ab", "0123456789ab"), ("", "unknown"), (None, "unknown")]
+)
+def test_a_copy_without_its_history_is_told_its_commit(said, commit, monkeypatch):
+    def no_git(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr("dkdm_lab.runs.subprocess.run", no_git)
+    monkeypatch.delenv("DKDM_COMMIT", raising=False)
+    if said is not None:
+        monkeypatch.setenv("DKDM_COMMIT", said)
+    assert provenance()["commit"] == commit
+
+
 # -- what the system refuses --------------------------------------------------------------------------
 
 # Its own process, for it gives up its rights and the size of what it may write.
