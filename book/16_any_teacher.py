@@ -25,7 +25,7 @@
 # %% tags=["parameters"]
 live = True  # teachers sized for a laptop; False trains them at full size
 seed = 0
-iterations = 300  # of each distillation
+iterations = 200  # of each distillation
 
 # %%
 import json
@@ -211,7 +211,7 @@ print((students["digits-classes"] / "README.md").read_text())
 #
 # ```
 # dkdm distill TEACHER --student x0.5 --null-class 10 --out STUDENT \
-#     --iterations 300 --batch-size 64 --lr 1e-3 --ema 0.99
+#     --iterations 200 --batch-size 64 --lr 1e-3 --ema 0.99
 # ```
 #
 # `TEACHER` is a folder as above, a name on the Hub, or a file of weights as the paper's teachers come. What a file does

@@ -109,12 +109,12 @@ _DIGITS = Preset(
     curve=5,
     live={
         "batch_size": 64,
-        "teacher_iterations": 600,
+        "teacher_iterations": 500,
         "iterations": 400,
         "steps": 25,
-        "samples": 500,
+        "samples": 300,
         "curve": 3,
-        "synthetic_images": 900,
+        "synthetic_images": 600,
     },
 )
 
@@ -141,7 +141,7 @@ PRESETS = {
             synthetic_steps=100,
             steps=50,
             samples=4000,
-            live={"iterations": 600, "samples": 1000},
+            live={"iterations": 600, "steps": 25, "samples": 1000},
         ),
         _DIGITS,
         # For studies of the pool itself, chapters 6 and 12: many small runs, each scored once, whose students
@@ -179,11 +179,11 @@ PRESETS = {
             sampler="ddim",
             autoencoder="digits-vq",
             live={
-                "teacher_iterations": 800,
-                "iterations": 400,
+                "teacher_iterations": 600,
+                "iterations": 300,
                 "steps": 25,
-                "samples": 500,
-                "synthetic_images": 900,
+                "samples": 300,
+                "synthetic_images": 600,
             },
         ),
         Preset(
@@ -209,11 +209,11 @@ PRESETS = {
             curve=1,
             classes=10,
             live={
-                "teacher_iterations": 500,
-                "iterations": 300,
+                "teacher_iterations": 400,
+                "iterations": 250,
                 "steps": 25,
-                "samples": 300,
-                "synthetic_images": 900,
+                "samples": 200,
+                "synthetic_images": 600,
             },
         ),
         Preset(
