@@ -48,5 +48,5 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "DKDM Lab needs Python 3.11 or newer; $(PYTHON) is %s. Try: make PYTHON=python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable '.[dev]'
-	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true# as pip does, but on all cores
+	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true  # as pip does, but on all cores
 	@touch $@
