@@ -141,7 +141,7 @@ PRESETS = {
             synthetic_steps=100,
             steps=50,
             samples=4000,
-            live={"iterations": 600, "steps": 25, "samples": 1000},
+            live={"iterations": 600, "samples": 1000},
         ),
         _DIGITS,
         # For studies of the pool itself, chapters 6 and 12: many small runs, each scored once, whose students
