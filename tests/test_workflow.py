@@ -94,7 +94,7 @@ def test_a_dry_run_prints_the_graph_and_makes_nothing(sweep):
 
 
 def test_a_kill_loses_nothing_that_was_finished(sweep):
-    """It comes when two of the four experiments are done and the next two have begun, side by side."""
+    """It comes when two of the four experiments are done and another one is under way."""
     targets = [os.path.relpath(result(m), ROOT) for m in ("data-based", "shuffled", "dynamic")]
     killed = sweep(*targets)
     for line in killed.stdout:
