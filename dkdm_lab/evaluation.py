@@ -16,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import ot
 import torch
 from scipy.spatial.distance import cdist
 from sklearn.metrics.pairwise import rbf_kernel
@@ -141,6 +140,8 @@ def compare(images: Tensor, reference: Tensor, features: str = "inception") -> d
 def emd(x: np.ndarray, y: np.ndarray) -> float:
     """The earth mover's distance of two samples ``[N, D]`` and ``[M, D]``: the least mean Euclidean distance
     at which one can be moved onto the other. Exact, by the network simplex."""
+    import ot  # it takes half a second, for which nobody else should wait
+
     _pair(x, y)
     return float(ot.emd2([], [], cdist(x, y), numItermax=10_000_000))
 

@@ -109,8 +109,8 @@ _DIGITS = Preset(
     curve=5,
     live={
         "batch_size": 64,
-        "teacher_iterations": 500,
-        "iterations": 400,
+        "teacher_iterations": 450,
+        "iterations": 350,
         "steps": 25,
         "samples": 300,
         "curve": 3,
@@ -141,7 +141,7 @@ PRESETS = {
             synthetic_steps=100,
             steps=50,
             samples=4000,
-            live={"iterations": 600, "samples": 1000},
+            live={"iterations": 600, "samples": 1000, "curve": 3},
         ),
         _DIGITS,
         # For studies of the pool itself, chapters 6 and 12: many small runs, each scored once, whose students
@@ -209,8 +209,8 @@ PRESETS = {
             curve=1,
             classes=10,
             live={
-                "teacher_iterations": 400,
-                "iterations": 250,
+                "teacher_iterations": 350,
+                "iterations": 220,
                 "steps": 25,
                 "samples": 200,
                 "synthetic_images": 600,

@@ -18,7 +18,7 @@ from dkdm_lab.training import train
 
 PROCESS = GaussianDiffusion.cosine(100, clip=False)
 RING = GaussianMixture.ring()
-BATCH, ITERATIONS = 64, 300
+BATCH, ITERATIONS = 64, 150
 
 
 def make_source(name, seed=0):
