@@ -142,8 +142,8 @@ samples = diffusion.sample(student, 40, settings.steps, device=runs.device())
 plots.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]
-# Digits can be made out, on a ground that should be black and is not. The curve stays far above the teacher's dashed
-# line. Each score is taken at the end of a walk, and more walks do not bring it down.
+# Strokes can be made out, and hardly a digit, on a ground that should be black and is not. The curve stays far above the
+# teacher's dashed line. A walk takes a hundred iterations, so each score comes after another walk, and it hardly falls.
 #
 # ## In the authors' code
 #

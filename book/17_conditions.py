@@ -182,7 +182,7 @@ plots.image_grid(draw(Guided(student, strength, null))[0], columns=20)
 
 # %% [markdown]
 # Above without guidance, below with it. The student has never been shown a guided answer, and can be guided all the same.
-# How far does it follow its teacher along $w$? Nearly all samples show what was asked for wherever $w \ge 1$, so we look
+# How far does it follow its teacher along $w$? Most samples show what was asked for wherever $w \ge 1$, so we look
 # at what guidance takes, variety:
 
 # %%
