@@ -91,7 +91,7 @@ plots.spreads(rows, f"{sweep.metric}, mean and standard deviation")
 # %% [markdown]
 # This teacher is perfect, so its samples are as good as real ones, and it makes no difference how many of them are
 # real. Nor is it the size of the set: data-based training has a hundred thousand points here, the others two thousand.
-# Yet dynamic distillation is ten times nearer. What differs is the *target*. Six of the seven train on the noise that
+# Yet dynamic distillation is several times nearer. What differs is the *target*. Six of the seven train on the noise that
 # was added, which is random, and must average it away by many steps. The teacher's answer is that average already.
 
 # %%

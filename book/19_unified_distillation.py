@@ -137,14 +137,15 @@ assert "encoder" not in reached
 
 # %%
 kept = [f"{settings.prefix}{name}" for name in ("sqrt-FID", "EMD", "1-NN")]
-print(" " * 39, "sqrt-FID    EMD   1-NN  reconstruction")
+width = max(len(studies.NAMES[name]) for name in studies.VAES)
+print(" " * width, "sqrt-FID    EMD   1-NN  reconstruction")
 found = {}
 for name in studies.VAES:
     found[name] = part(name).result()["metrics"]
     numbers = [
         f"{found[name][metric]:6.2f}" for metric in (*kept, "reconstruction")
     ]
-    print(f"{studies.NAMES[name]:40s}", *numbers)
+    print(f"{studies.NAMES[name]:{width}s}  ", *numbers)
 
 # %% [markdown]
 # *Reconstruction* is the squared error of held-out images through the posteriors' means, summed over pixels. The other
