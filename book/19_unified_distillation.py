@@ -136,20 +136,18 @@ assert "encoder" not in reached
 # - nothing and images *in turn*, every other iteration, real ones or guided ones.
 
 # %%
-kept = [f"{settings.prefix}{name}" for name in ("sqrt-FID", "EMD", "1-NN")]
-width = max(len(studies.NAMES[name]) for name in studies.VAES)
-print(" " * width, "sqrt-FID    EMD   1-NN  reconstruction")
-found = {}
-for name in studies.VAES:
-    found[name] = part(name).result()["metrics"]
-    numbers = [
-        f"{found[name][metric]:6.2f}" for metric in (*kept, "reconstruction")
-    ]
-    print(f"{studies.NAMES[name]:{width}s}  ", *numbers)
+heads = ("sqrt-FID", "EMD", "1-NN", "reconstruction")
+columns = [*(f"{settings.prefix}{name}" for name in heads[:-1]), heads[-1]]
+found = {name: part(name).result()["metrics"] for name in studies.VAES}
+rows = [
+    [studies.NAMES[name], *(f"{scores[column]:.2f}" for column in columns)]
+    for name, scores in found.items()
+]
+ledger.Table.of(["", *heads], rows)
 
 # %% [markdown]
 # *Reconstruction* is the squared error of held-out images through the posteriors' means, summed over pixels. The other
-# scores are of what they draw. In pictures, a row each in the order of the lines above, all from the same noise:
+# scores are of what they draw. In pictures, a row each in the order of the table, all from the same noise:
 
 # %%
 vaes = {name: part(name).model() for name in studies.VAES}
