@@ -26,6 +26,11 @@ def cache_dir() -> Path:
     return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "data_cache"
 
 
+def models_dir() -> Path:
+    """``book/models`` of this checkout: the trained teachers that the book distils."""
+    return Path(__file__).resolve().parent.parent / "book" / "models"
+
+
 def to_model(images: Tensor) -> Tensor:
     """uint8 images to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1
@@ -100,7 +105,8 @@ DATASETS = {
 def load_images(name: str, split: str = "train", n: int | None = None) -> Tensor:
     """A data set as uint8 ``[N, C, H, W]``; its first ``n`` images where ``n`` is given.
 
-    ``digits``: scikit-learn's 1,797 real 8x8 digits, no download (one split). Any other name is a folder
+    ``digits``: scikit-learn's 1,797 real 8x8 digits, no download (one split). ``cifar16``: ``cifar10``, each
+    2x2 pixels averaged to one. Any other name is a folder
     ``data_cache/<name>`` that holds one of, in this order: ``<split>.npz`` (``x``, or ADM's ``arr_0``:
     uint8 ``[N, H, W, C]``); a folder ``<split>`` of images, read in the order of their paths; or the
     files of the set's publisher, for the names in :data:`DATASETS`. Of these torchvision downloads
@@ -110,7 +116,12 @@ def load_images(name: str, split: str = "train", n: int | None = None) -> Tensor
     is not what its name says (size, number, content hash), a folder without images or with images of
     another size, and an ``n`` larger than the set.
     """
-    images = _digits() if name == "digits" else _from_folder(name, split)
+    if name == "digits":
+        images = _digits()
+    elif name == "cifar16":
+        images = _halved(_from_folder("cifar10", split))
+    else:
+        images = _from_folder(name, split)
     if n is not None and not 0 < n <= len(images):
         raise ValueError(f"{name} {split}: found {len(images):,} images, expected at least n = {n:,}")
     return images if n is None else images[:n]
@@ -118,12 +129,13 @@ def load_images(name: str, split: str = "train", n: int | None = None) -> Tensor
 
 def load_labels(name: str, split: str = "train") -> Tensor:
     """The class of each image that :func:`load_images` gives, ``[N]`` int64: of the digits, and of
-    ``cifar10`` and ``fashion``, from ``y`` of ``<split>.npz`` or their publishers' files; ValueError for
-    other sets, and for a file without ``y``."""
+    ``cifar10`` (which are also those of ``cifar16``) and ``fashion``, from ``y`` of ``<split>.npz`` or their
+    publishers' files; ValueError for other sets, and for a file without ``y``."""
     if name == "digits":
         from sklearn.datasets import load_digits
 
         return torch.from_numpy(load_digits().target)
+    name = "cifar10" if name == "cifar16" else name
     if name not in ("cifar10", "fashion"):
         raise ValueError(f"labels: found {name!r}, expected digits, cifar10 or fashion; no others are read")
     file = cache_dir() / name / f"{split}.npz"
@@ -140,6 +152,13 @@ def _digits() -> Tensor:
 
     grey = load_digits().images  # 17 grey levels, 0..16
     return torch.from_numpy(np.rint(grey * (255 / 16)).astype(np.uint8))[:, None]
+
+
+def _halved(images: Tensor) -> Tensor:
+    """uint8 images at half their side: the mean of each 2x2 pixels, a half rounded up."""
+    n, c, h, w = images.shape
+    sums = images.view(n, c, h // 2, 2, w // 2, 2).sum((3, 5), dtype=torch.int16)
+    return ((sums + 2) // 4).to(torch.uint8)
 
 
 def _from_folder(name: str, split: str) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from dkdm_lab.data import cache_dir
 from dkdm_lab.files import write_json
 from dkdm_lab.presets import PRESETS
-from dkdm_lab.runs import METHODS, Run
+from dkdm_lab.runs import METHODS, ON_THE_WAY, Run
 
 
 def folder() -> Path:
@@ -116,7 +116,7 @@ def _has(settings: dict, preset: str, where: dict) -> bool:
     scored on the way makes no difference."""
     own = dataclasses.asdict(PRESETS[preset]) | where
     return (
-        all(value == own[name] for name, value in settings.items() if name in own and name != "curve")
+        all(value == own[name] for name, value in settings.items() if name in own and name not in ON_THE_WAY)
         and where.keys() <= settings.keys()
     )
 

@@ -492,6 +492,10 @@ def _latent(channels: int):
     )  # fmt: skip
 
 
+def _cifar16(channels: int):
+    return lambda: adm_unet(channels, (1, 2, 2), 1, (8,), 16, head_channels=16, groups=8)
+
+
 def _fashion(channels: int, blocks: int):
     return lambda: adm_unet(channels, (1, 2, 2), blocks, (16, 8), 32, in_channels=1, dropout=0.1)
 
@@ -527,6 +531,10 @@ NETWORKS = {
     # for latents of digits, 3 x 4 x 4;
     "latent-teacher": _latent(32),
     "latent-student": _latent(24),
+    # for CIFAR-10 at 16x16;
+    "cifar16-teacher": _cifar16(32),
+    "cifar16-student": _cifar16(16),
+    "cifar16-vit": lambda: DiT(sample_size=16, hidden_size=96, depth=4, num_heads=4),
     # for Fashion-MNIST, grey and 32x32; and for points in the plane
     "fashion-teacher": _fashion(64, 2),
     "fashion-6m": _fashion(64, 1),

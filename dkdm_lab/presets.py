@@ -44,6 +44,7 @@ class Preset:
     storage: str = "float32"  # how the dynamic pool's samples rest: see pools.STORAGES
     discard: float = 0.0  # Sec. 11
     curve: int = 4  # evaluations over a training, evenly spaced, the last at its end
+    curve_samples: int | None = None  # N of those before the last, by FID alone; None for `samples`
     checkpoint_every: int = 1000
     mixed_precision: str = "no"
     compile: str | None = None  # a mode of torch.compile for the networks; see training.train
@@ -52,9 +53,9 @@ class Preset:
     early_stop: bool = False  # Table 6: report and keep the best point of the curve, not the last
     reference_images: int | None = None  # evaluate against the first so many; None for the whole train set
     sampler: str = "ddpm"  # of every evaluation and synthetic set; "ddim" in latent space
-    pipeline: str | None = (
-        None  # a pretrained one, a folder or a Hub id: the teacher, and the VAE of its latents
-    )
+    # A pretrained teacher, with the VAE of its latents: a folder, a Hub id, or a model's name in book/models
+    pipeline: str | None = None
+    teacher_seed: int | None = None  # one teacher and one synthetic set for all seeds; None for one per seed
     autoencoder: str | None = None  # one to be trained here, by name: everything happens in its latents
     classes: int | None = None  # how many labels a class-conditional teacher takes; the next one is for none
     guidance: float = 1.0  # of a class-conditional teacher while pools move
@@ -80,6 +81,11 @@ class Preset:
     def features(self) -> str:
         """What judges the samples: ``inception``, or ``digits`` for those."""
         return "digits" if self.data == "digits" else "inception"
+
+    @property
+    def curve_metric(self) -> str:
+        """The name of the score that decides on the way, in a training's curve."""
+        return self.metric if self.curve_samples is None else f"FID@{self.curve_samples}"
 
     def diffusion(self) -> GaussianDiffusion:
         """The preset's forward process."""
@@ -239,6 +245,35 @@ PRESETS = {
             curve=3,
             mixed_precision="bf16",
             reference_images=10_000,
+        ),
+        Preset(
+            # CIFAR-10 at 16x16: natural images, and the paper's process, in hours of two cores. One teacher
+            # for all seeds, as in the paper: the one in book/models.
+            name="cifar16",
+            data="cifar16",
+            schedule="cosine",  # Table 6
+            T=1000,  # Table 6
+            clip=True,
+            batch_size=64,
+            teacher="cifar16-teacher",
+            teacher_iterations=12_000,
+            teacher_lr=8e-4,
+            teacher_ema=0.9995,
+            student="cifar16-student",
+            iterations=2000,
+            lr=1e-3,
+            ema=0.998,
+            rho=0.4,  # Table 6
+            synthetic_images=10_000,
+            synthetic_steps=50,
+            steps=50,  # Sec. 4.1
+            samples=2500,
+            curve=3,
+            curve_samples=500,
+            flip=True,  # Sec. 8.1: as ADM
+            reference_images=10_000,
+            pipeline="cifar16-teacher",
+            teacher_seed=0,
         ),
         Preset(
             name="cifar10",

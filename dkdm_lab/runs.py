@@ -36,6 +36,7 @@ from dkdm_lab.data import (
     load_images,
     load_labels,
     mix,
+    models_dir,
     to_uint8,
 )
 from dkdm_lab.evaluation import class_accuracy, digits_classifier_hash, energy_distance, score
@@ -53,10 +54,13 @@ _COMMON = (
     "early_stop", "reference_images",
 )  # fmt: skip
 # Settings that only some presets have; no result of another says anything of them.
-_SPECIAL = ("sampler", "pipeline", "autoencoder", "classes")
+_SPECIAL = ("sampler", "pipeline", "autoencoder", "classes", "teacher_seed")
+# How often and how a run is scored on its way changes nothing in where it ends.
+ON_THE_WAY = {"curve", "curve_samples"}
 # What came later than the first results, and what those were made with.
 _LATER = {"flip": False, "early_stop": False, "reference_images": None, "storage": "float32", "stride": 1}
-_TEACHER = ("teacher", "teacher_iterations", "teacher_lr", "teacher_ema")
+_TRAINING_OF_TEACHER = ("teacher_iterations", "teacher_lr", "teacher_ema")
+_TEACHER = ("teacher", *_TRAINING_OF_TEACHER)
 _STUDENT = ("student", "iterations", "lr", "ema")
 _SYNTHETIC = ("synthetic_images", "synthetic_steps")
 _OF_METHOD = {
@@ -75,7 +79,8 @@ _OF_METHOD = {
 class Run:
     """One experiment: a preset, a method of :data:`METHODS`, a seed.
 
-    The seed decides everything: the teacher it trains with, the pool, the student's first weights.
+    The seed decides everything: the pool, the student's first weights, and, unless the preset has one teacher
+    for all seeds (``teacher_seed``), the teacher it trains with.
     """
 
     preset: Preset
@@ -90,10 +95,17 @@ class Run:
     def settings(self) -> dict:
         """All that decides the outcome, and nothing that does not; what ``settings.json`` holds."""
         plain = {field.name: field.default for field in dataclasses.fields(Preset)}
-        special = [name for name in _SPECIAL if getattr(self.preset, name) != plain[name]]
+        own = PRESETS[self.preset.name]
+        special = [
+            name
+            for name in (*_SPECIAL, "curve_samples")
+            if (getattr(self.preset, name), getattr(own, name)) != (plain[name], plain[name])
+        ]
         if self.preset.classes:
             special += ["sample_guidance", *(["guidance"] if self.method in POOLS else [])]
         names = (*_COMMON, *_OF_METHOD[self.method], *special)
+        if self.preset.pipeline:  # how a teacher that is only read was trained, its card says
+            names = tuple(name for name in names if name not in _TRAINING_OF_TEACHER)
         return {
             "preset": self.preset.name,
             "method": self.method,
@@ -103,10 +115,10 @@ class Run:
 
     @property
     def name(self) -> str:
-        """``<method>-seed<n>``, and every setting that is not the preset's own; how often a run is scored
-        on its way changes nothing in where it ends."""
+        """``<method>-seed<n>``, and every setting that is not the preset's own and changes the outcome."""
         own = dataclasses.asdict(PRESETS[self.preset.name])
-        others = [f"{k}={v}" for k, v in self.settings.items() if k in own and k != "curve" and v != own[k]]
+        settings = {k: v for k, v in self.settings.items() if k in own and k not in ON_THE_WAY}
+        others = [f"{k}={v}" for k, v in settings.items() if v != own[k]]
         return "-".join([self.method, f"seed{self.seed}", *others])
 
     @property
@@ -127,7 +139,11 @@ class Run:
 
     def teacher_run(self) -> Run:
         """The run whose model teaches this one."""
-        return Run(self.preset, "teacher", self.seed)
+        return Run(self.preset, "teacher", self._teacher_seed)
+
+    @property
+    def _teacher_seed(self) -> int:
+        return self.seed if self.preset.teacher_seed is None else self.preset.teacher_seed
 
     def vae(self, progress: bool = True) -> nn.Module | None:
         """The autoencoder whose latents this preset's models denoise, in eval mode; None in pixel space. One
@@ -149,7 +165,7 @@ class Run:
     @cached_property
     def _pipeline(self) -> Pipeline:
         """The preset's pretrained pipeline, and the process it was trained for."""
-        found = Pipeline.from_pretrained(self.preset.pipeline).to(device())
+        found = Pipeline.from_pretrained(shipped(self.preset.pipeline)).to(device())
         if not np.allclose(found.diffusion.betas, self.diffusion.betas, rtol=1e-3):
             raise ValueError(
                 f"{self.preset.pipeline}: found {found.diffusion}, expected the betas of {self.diffusion}"
@@ -164,7 +180,7 @@ class Run:
 
     def synthetic_run(self) -> Run:
         """The run whose images data-free and data-limited training use."""
-        return Run(self.preset, "synthetic", self.seed)
+        return Run(self.preset, "synthetic", self._teacher_seed)
 
     def needs(self) -> list[Run]:
         """The runs whose results this one uses."""
@@ -302,7 +318,7 @@ class Run:
             if curve and curve[-1]["iteration"] == iteration:
                 return
             curve[:] = [point for point in curve if point["iteration"] < iteration]
-            curve.append({"iteration": iteration, **self._score(averaged)})
+            curve.append({"iteration": iteration, **self._score(averaged, last=iteration == iterations)})
             if p.early_stop and self._best(curve) is curve[-1]:
                 averaged.save_pretrained(self.folder / "model", self.diffusion)
             write_json(curve_file, curve)
@@ -357,12 +373,18 @@ class Run:
 
     def _best(self, curve: list[dict]) -> dict:
         """The point of a curve that early stopping would keep."""
-        return min(curve, key=lambda point: point[self.preset.metric])
+        return min(curve, key=lambda point: point[self.preset.curve_metric])
 
-    def _score(self, denoiser: nn.Module) -> dict:
+    def _score(self, denoiser: nn.Module, last: bool = True) -> dict:
         """The preset's metrics of samples from ``denoiser``; of a class-conditional one with guidance too,
-        under names that begin with ``guided-``, and how many samples show the class that was asked for."""
-        if not self.preset.classes:
+        under names that begin with ``guided-``, and how many samples show the class that was asked for.
+        Before the ``last`` score of a training ``curve_samples`` may make it a cheaper one."""
+        p = self.preset
+        if p.curve_samples and not last:
+            x = self._draw(denoiser, p.curve_samples, p.steps, self.seed + 3)
+            found = score(self._images(x), self._reference(), p.features, (), first=p.curve_samples)
+            return {p.curve_metric: found[p.curve_metric]}
+        if not p.classes:
             return self._distance(self._samples(denoiser))
         scores = {}
         guided = Guided(denoiser, self.preset.sample_guidance, self.conditions.null)
@@ -392,7 +414,8 @@ class Run:
             device=device(),
             progress=progress,
         )
-        return x if p.data == "toy" or p.pipeline or p.autoencoder else to_uint8(x)
+        latent = p.autoencoder or (p.pipeline and self._pipeline.vae is not None)
+        return x if p.data == "toy" or latent else to_uint8(x)
 
     def _images(self, x: torch.Tensor) -> torch.Tensor:
         """What was drawn as uint8 images: latents are decoded."""
@@ -405,7 +428,11 @@ class Run:
             reference = GaussianMixture.ring().sample(p.samples, seed=4)
             return {"energy-distance": energy_distance(x, reference), "N": len(x)}
         metrics = ("FID", "precision", "recall") if p.data == "digits" else None
-        return score(self._images(x), load_images(p.data, n=p.reference_images), p.features, metrics)
+        return score(self._images(x), self._reference(), p.features, metrics, first=p.curve_samples)
+
+    def _reference(self) -> torch.Tensor:
+        """The real images that samples are compared with."""
+        return load_images(self.preset.data, n=self.preset.reference_images)
 
     def against_teacher(self, progress: bool = True) -> dict:
         """FID' and sFID' (Sec. 12): this run's samples against the teacher's own distribution, as its
@@ -428,7 +455,7 @@ class Run:
         if not file.is_file():
             return
         found = json.loads(file.read_text())
-        for key in sorted((found.keys() | self.settings.keys()) - {"curve"}):
+        for key in sorted((found.keys() | self.settings.keys()) - ON_THE_WAY):
             made_with = found.get(key, _LATER.get(key))
             if made_with != self.settings.get(key):
                 raise ValueError(
@@ -460,6 +487,19 @@ def cost(result: dict, iteration: int | None = None) -> float:
 def curve(result: dict, metric: str) -> tuple[list[int], list[float]]:
     """Iterations and values of a metric over a run's training, from its result."""
     return [point["iteration"] for point in result["curve"]], [point[metric] for point in result["curve"]]
+
+
+def shipped(pipeline: str) -> str | Path:
+    """Where a preset's pipeline lies: in book/models, if it is a bare name; else as it stands.
+
+    FileNotFoundError for a name that no model of the book has."""
+    if Path(pipeline).name != pipeline:
+        return pipeline
+    folder = models_dir() / pipeline
+    if not folder.is_dir():
+        have = ", ".join(sorted(f.name for f in models_dir().glob("*/"))) or "none"
+        raise FileNotFoundError(f"{folder}: found no such model of the book; there are: {have}")
+    return folder
 
 
 def device() -> torch.device:
