@@ -129,6 +129,20 @@ def _parser() -> argparse.ArgumentParser:
     distil.add_argument(
         "--legacy-attention", action="store_true", help="an ADM file with q, k, v interleaved"
     )
+    publish = commands.add_parser(
+        "publish",
+        help="write the model of a finished run as a folder for others",
+        description="Write a finished run's model as diffusers' pipeline, as those in book/models are: "
+        "weights in 16 bits, a card, and a manifest.",
+    )
+    publish.add_argument("--preset", default="digits")
+    publish.add_argument("--method", default="teacher")
+    publish.add_argument("--seed", type=int, default=0)
+    publish.add_argument(
+        "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings",
+        help="a setting of the preset",
+    )  # fmt: skip
+    publish.add_argument("--out", required=True, metavar="DIR")
     commands.add_parser("readme", help="renew README's table and picture from the ledger")
     return parser
 
@@ -148,6 +162,10 @@ def main(arguments: list[str] | None = None) -> int:
             _distill(options)
         elif options.command == "train":
             _train(options)
+        elif options.command == "publish":
+            from dkdm_lab.models import publish
+
+            print(publish(_run(options), options.out))
         elif options.ledger:
             _fill_ledger(options)
         else:
@@ -163,11 +181,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace) -> None:
-    from dkdm_lab import ledger, presets, ranks
+def _run(options: argparse.Namespace):
+    """The run that --preset, --method, --seed and --set name."""
+    from dkdm_lab import presets
     from dkdm_lab.runs import Run
 
-    run = Run(presets.get(options.preset, **dict(options.settings)), options.method, options.seed)
+    return Run(presets.get(options.preset, **dict(options.settings)), options.method, options.seed)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from dkdm_lab import ledger, ranks
+
+    run = _run(options)
     main = ranks.rank() == 0
     if main:
         print(f"{run.preset.name}/{run.name}: {run.status}", flush=True)

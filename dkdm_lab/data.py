@@ -26,11 +26,6 @@ def cache_dir() -> Path:
     return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "data_cache"
 
 
-def models_dir() -> Path:
-    """``book/models`` of this checkout: the trained teachers that the book distils."""
-    return Path(__file__).resolve().parent.parent / "book" / "models"
-
-
 def to_model(images: Tensor) -> Tensor:
     """uint8 images to float32 in [-1, 1]."""
     return images.float() / 127.5 - 1

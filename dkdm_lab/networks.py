@@ -35,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.files import whole_folder
+from dkdm_lab.models import check
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 Answer = tuple[Tensor, Tensor | None]  # a denoiser's eps and v
@@ -209,6 +210,7 @@ def find_folder(path: str | Path) -> Path:
             f"{path}: a bare list of weights, not diffusers' folder; read it with load_adm() or load_ldm()"
         )
     if local.exists():
+        check(local)
         return local
     try:
         return Path(snapshot_download(str(path), allow_patterns=_NEEDED, ignore_patterns=_COPIES))

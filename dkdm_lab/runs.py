@@ -26,7 +26,7 @@ import torch
 from diffusers import VQModel
 from torch import nn
 
-from dkdm_lab import networks, ranks
+from dkdm_lab import models, networks, ranks
 from dkdm_lab.autoencoder import train_autoencoder
 from dkdm_lab.data import (
     Conditions,
@@ -36,7 +36,6 @@ from dkdm_lab.data import (
     load_images,
     load_labels,
     mix,
-    models_dir,
     to_uint8,
 )
 from dkdm_lab.evaluation import class_accuracy, digits_classifier_hash, energy_distance, score
@@ -106,11 +105,13 @@ class Run:
         names = (*_COMMON, *_OF_METHOD[self.method], *special)
         if self.preset.pipeline:  # how a teacher that is only read was trained, its card says
             names = tuple(name for name in names if name not in _TRAINING_OF_TEACHER)
+        weights = {"pipeline_weights": models.fingerprint(self.preset.pipeline)} if self._of_the_book else {}
         return {
             "preset": self.preset.name,
             "method": self.method,
             "seed": self.seed,
             **{name: getattr(self.preset, name) for name in names},
+            **weights,
         }
 
     @property
@@ -162,10 +163,18 @@ class Run:
         once(folder, "config.json", make)
         return read_model(folder, {"VQModel": VQModel}).eval().to(device())
 
+    @property
+    def _of_the_book(self) -> bool:
+        """Whether the teacher is one of book/models, named without a folder."""
+        named = self.preset.pipeline
+        return bool(named) and Path(named).name == named
+
     @cached_property
     def _pipeline(self) -> Pipeline:
         """The preset's pretrained pipeline, and the process it was trained for."""
-        found = Pipeline.from_pretrained(shipped(self.preset.pipeline)).to(device())
+        named = self.preset.pipeline
+        place = models.find(named) if self._of_the_book else named
+        found = Pipeline.from_pretrained(place).to(device())
         if not np.allclose(found.diffusion.betas, self.diffusion.betas, rtol=1e-3):
             raise ValueError(
                 f"{self.preset.pipeline}: found {found.diffusion}, expected the betas of {self.diffusion}"
@@ -487,19 +496,6 @@ def cost(result: dict, iteration: int | None = None) -> float:
 def curve(result: dict, metric: str) -> tuple[list[int], list[float]]:
     """Iterations and values of a metric over a run's training, from its result."""
     return [point["iteration"] for point in result["curve"]], [point[metric] for point in result["curve"]]
-
-
-def shipped(pipeline: str) -> str | Path:
-    """Where a preset's pipeline lies: in book/models, if it is a bare name; else as it stands.
-
-    FileNotFoundError for a name that no model of the book has."""
-    if Path(pipeline).name != pipeline:
-        return pipeline
-    folder = models_dir() / pipeline
-    if not folder.is_dir():
-        have = ", ".join(sorted(f.name for f in models_dir().glob("*/"))) or "none"
-        raise FileNotFoundError(f"{folder}: found no such model of the book; there are: {have}")
-    return folder
 
 
 def device() -> torch.device:

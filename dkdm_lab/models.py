@@ -1,0 +1,161 @@
+"""The trained teachers in ``book/models``, which the book distils: found, checked and written.
+
+Each is a folder of a diffusers pipeline with weights in 16 bits, a card, and ``training.json``: how it was
+trained, what it scored, and the SHA-256 of its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from dkdm_lab.files import whole_folder, write_json
+
+MANIFEST = "training.json"
+# What each was trained on, for its card.
+_DATA = {
+    "digits": (
+        "scikit-learn's 1,797 handwritten digits, 8x8 (the test part of UCI's Optical Recognition of "
+        "Handwritten Digits, CC BY 4.0)"
+    ),
+    "cifar16": (
+        "CIFAR-10's 50,000 training images (Krizhevsky, 2009; no licence stated, free for research), each "
+        "2x2 pixels averaged to one"
+    ),
+}
+
+
+def models_dir() -> Path:
+    """``book/models`` of this checkout."""
+    return Path(__file__).resolve().parent.parent / "book" / "models"
+
+
+def find(name: str) -> Path:
+    """The folder of a model of the book, checked. FileNotFoundError for a name that none has; ValueError for
+    one whose weights are not what was published."""
+    folder = models_dir() / name
+    if not (folder / MANIFEST).is_file():
+        have = ", ".join(sorted(file.parent.name for file in models_dir().glob(f"*/{MANIFEST}"))) or "none"
+        raise FileNotFoundError(
+            f"{folder}: found no model of the book there, expected one of those in book/models ({have}); "
+            f"`git checkout -- book/models` restores them"
+        )
+    check(folder)
+    return folder
+
+
+def fingerprint(name: str) -> str:
+    """Twelve hex digits that say which weights a model of the book has; errors as :func:`find`."""
+    folder = find(name)
+    return _digest("".join(sorted(_manifest(folder)["sha256"].values())).encode())[:12]
+
+
+def check(folder: Path) -> None:
+    """ValueError where a published model's weights are not those of its manifest. A folder without a manifest
+    passes: it is somebody else's."""
+    if not (folder / MANIFEST).is_file():
+        return
+    for name, expected in _manifest(folder)["sha256"].items():
+        file = folder / name
+        found = _digest(file.read_bytes()) if file.is_file() else None
+        if found != expected:
+            what = "nothing" if found is None else f"weights with SHA-256 {found[:12]}"
+            raise ValueError(
+                f"{file}: found {what}, expected {expected[:12]}: the model is damaged; "
+                f"`git checkout -- book/models` restores one of the book's"
+            )
+
+
+def publish(run, folder: str | Path) -> Path:
+    """Write the model of a finished run to ``folder``: weights in 16 bits, card and manifest. The folder
+    appears whole or not at all; ValueError where it holds anything already, or the run is not finished."""
+    from diffusers import DDPMPipeline
+
+    from dkdm_lab.networks import ddpm_scheduler
+
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: found files there, expected an empty or a new folder")
+    if run.status != "finished":
+        raise ValueError(
+            f"{run.preset.name}/{run.name}: found a run that is {run.status}, expected one finished"
+        )
+    result, model = run.result(), run.model()
+    with whole_folder(folder) as new:
+        network = model.network.to("cpu", torch.float16, memory_format=torch.contiguous_format)
+        DDPMPipeline(network, ddpm_scheduler(run.diffusion, model.learns_variance)).save_pretrained(new)
+        weights = sorted(str(file.relative_to(new)) for file in new.rglob("*.safetensors"))
+        manifest = {
+            "sha256": {name: _digest((new / name).read_bytes()) for name in weights},
+            **{key: result[key] for key in ("settings", "metrics", "of_iteration", "parameters", "wall_s")},
+            "made_with": result["made_with"],
+        }
+        write_json(new / MANIFEST, manifest)
+        (new / "README.md").write_text(_card(folder.name, manifest), encoding="utf-8")
+    return folder
+
+
+def _manifest(folder: Path) -> dict:
+    file = folder / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(manifest["sha256"], dict):
+            raise TypeError("sha256")
+        return manifest
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file}: found no manifest of a published model ({error!r}); "
+            f"`git checkout -- book/models` restores one of the book's"
+        ) from error
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _card(name: str, manifest: dict) -> str:
+    """The model card, as the Hub shows it."""
+    settings, made = manifest["settings"], manifest["made_with"]
+    scores = "\n".join(
+        f"| {metric} | {value:.3f} |" for metric, value in manifest["metrics"].items() if metric[0] != "N"
+    )
+    counts = manifest["metrics"]
+    flips = ", half of them mirrored" if settings["flip"] else ""
+    return f"""---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags: [diffusion, dkdm]
+---
+
+# {name}
+
+A small teacher of the book *DKDM Lab*, so that its chapters can do what they are about: train a new diffusion
+model from an existing one, without any data set. It is no end in itself.
+
+`DDPMPipeline.from_pretrained` loads it; `dkdm distill {name} --student x0.5 --out DIR` makes it smaller.
+
+| | |
+|---|---|
+| trained on | {_DATA[settings["data"]]} |
+| network | ADM's U-Net, {manifest["parameters"]:,} parameters, learned variance; weights in 16 bits |
+| process | {settings["schedule"]} schedule, T = {settings["T"]:,}, x_0 clipped to [-1, 1] |
+| training | Algorithm 2 (L_hybrid), {settings["teacher_iterations"]:,} iterations of batch size \
+{settings["batch_size"]}{flips}, AdamW at {settings["teacher_lr"]:g}, EMA {settings["teacher_ema"]:g}, seed \
+{settings["seed"]} |
+| hardware | {made["hardware"]} |
+| made with | torch {made["torch"]}, diffusers {made["diffusers"]}, commit {made["commit"]} |
+
+Scores of {counts["N"]:,} samples in {settings["steps"]} steps against {counts["N_reference"]:,} training \
+images, before the weights were rounded to 16 bits:
+
+| metric | |
+|---|--:|
+{scores}
+
+Metrics that begin with `digits-` are in the features of a small digit classifier and stand alone.
+The weights are under this repository's licence, Apache-2.0.
+"""
