@@ -6,12 +6,18 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
 from dkdm_lab.data import cache_dir
-from dkdm_lab.files import write_json
+from dkdm_lab.files import whole, write_json
 from dkdm_lab.presets import PRESETS
 from dkdm_lab.runs import METHODS, ON_THE_WAY, Run
 
@@ -31,6 +37,9 @@ def enter(run: Run, against_teacher: bool = False) -> Path:
     if against_teacher or (run.folder / "against_teacher.json").is_file():
         result["against_teacher"] = run.against_teacher()
     write_json(file, result)
+    if (shown := run.folder / "samples.png").is_file():
+        with whole(file.with_suffix(".png")) as copy:
+            shutil.copyfile(shown, copy)
     return file
 
 
@@ -50,6 +59,20 @@ def results(preset: str, where: dict | None = None) -> list[dict]:
     files = sorted((folder() / preset).glob("*.json"))
     found = [json.loads(file.read_text()) for file in files]
     return found if where is None else [result for result in found if _has(result["settings"], preset, where)]
+
+
+def samples(preset: str, where: dict) -> dict[int, Tensor]:
+    """Samples of each result that :func:`results` finds, by seed, uint8 ``[N, C, H, W]``: the same noise
+    for each method of a seed. Results without kept samples are left out."""
+    found = {}
+    for result in results(preset, where):
+        file = folder() / preset / f"{result['run']}.png"
+        if file.is_file():
+            strip = torch.from_numpy(np.array(Image.open(file)))
+            strip = strip[None] if strip.ndim == 2 else strip.permute(2, 0, 1)
+            images = strip.split(strip.shape[1], dim=2)  # square ones, side by side
+            found[result["settings"]["seed"]] = torch.stack(images)
+    return found
 
 
 def measured(preset: str) -> list[dict]:

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dkdm_lab.files import whole_folder, write_json
 
@@ -80,12 +81,11 @@ def publish(run, folder: str | Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: found files there, expected an empty or a new folder")
     if run.status != "finished":
-        raise ValueError(
-            f"{run.preset.name}/{run.name}: found a run that is {run.status}, expected one finished"
-        )
+        raise ValueError(f"{run.folder}: found a run that is {run.status}, expected a finished one")
     result, model = run.result(), run.model()
     with whole_folder(folder) as new:
-        network = model.network.to("cpu", torch.float16, memory_format=torch.contiguous_format)
+        network = nn.Module.half(model.network.cpu())  # diffusers' own warns of layers that are not there
+        network.to(memory_format=torch.contiguous_format)
         DDPMPipeline(network, ddpm_scheduler(run.diffusion, model.learns_variance)).save_pretrained(new)
         weights = sorted(str(file.relative_to(new)) for file in new.rglob("*.safetensors"))
         manifest = {

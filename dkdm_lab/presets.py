@@ -85,7 +85,7 @@ class Preset:
     @property
     def curve_metric(self) -> str:
         """The name of the score that decides on the way, in a training's curve."""
-        return self.metric if self.curve_samples is None else f"FID@{self.curve_samples}"
+        return self.metric if self.curve_samples is None else f"{self.metric}@{self.curve_samples}"
 
     def diffusion(self) -> GaussianDiffusion:
         """The preset's forward process."""

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import VQModel
+from PIL import Image
 from torch import nn
 
 from dkdm_lab import models, networks, ranks
@@ -36,6 +37,7 @@ from dkdm_lab.data import (
     load_images,
     load_labels,
     mix,
+    to_model,
     to_uint8,
 )
 from dkdm_lab.evaluation import class_accuracy, digits_classifier_hash, energy_distance, score
@@ -89,6 +91,11 @@ class Run:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"method: found {self.method!r}, expected one of {', '.join(METHODS)}")
+        if self.preset.early_stop and self.preset.curve_samples:
+            raise ValueError(
+                f"curve_samples: found {self.preset.curve_samples} with early_stop, which keeps the best of "
+                "full scores; expected None"
+            )
 
     @property
     def settings(self) -> dict:
@@ -309,6 +316,7 @@ class Run:
             model = self.model()
             if main:
                 with ranks.by_itself():
+                    self._show(model)
                     self._finish({"metrics": self._score(model)}, started)
             return
         of_teacher = self.method == "teacher"
@@ -355,12 +363,16 @@ class Run:
             if not p.early_stop:
                 averaged.save_pretrained(self.folder / "model", self.diffusion)
             reported = self._best(curve) if p.early_stop else curve[-1]
+            if p.early_stop:
+                averaged = Denoiser.from_pretrained(self.folder / "model").to(device())
+            self._show(averaged)
             loss = {key: [round(v, 6) for v in values] for key, values in vars(history).items()}
             self._finish(
                 {
                     "metrics": {k: v for k, v in reported.items() if k != "iteration"},
                     "of_iteration": reported["iteration"],
                     "curve": curve,
+                    **self._teacher_error(averaged),
                     "parameters": averaged.parameter_count,
                     "teacher_evaluations": evaluations,
                     "student_evaluations": iterations * p.batch_size,
@@ -405,8 +417,44 @@ class Run:
         return scores | counts
 
     def _samples(self, denoiser: nn.Module) -> torch.Tensor:
-        """What an evaluation draws, as :meth:`_distance` takes it."""
+        """What an evaluation draws, for :meth:`_distance`; the same noise for all methods of a seed."""
         return self._draw(denoiser, self.preset.samples, self.preset.steps, self.seed + 3)
+
+    def _show(self, denoiser: nn.Module) -> None:
+        """Keep the first of an evaluation's samples to look at: images side by side in ``samples.png``."""
+        p = self.preset
+        if p.data != "toy":
+            x = self._images(self._draw(denoiser, SHOWN, p.steps, self.seed + 3))
+            strip = torch.cat([*x], dim=2).permute(1, 2, 0).squeeze(-1)
+            with whole(self.folder / "samples.png") as file:
+                Image.fromarray(strip.numpy()).save(file, format="png")
+
+    def _teacher_error(self, denoiser: nn.Module) -> dict:
+        """The mean squared difference of a student's eps from its teacher's on noised real images, by quarter
+        of the levels, lowest noise first. It is far less noisy than a score of samples, and says where the
+        student is wrong. Empty where there is no teacher, or none trained yet."""
+        p, run = self.preset, self.teacher_run()
+        there = p.pipeline or p.teacher == "exact" or run.status == "finished"
+        if self.method == "teacher" or p.classes or not there:
+            return {}
+        teacher = run.model(progress=False)
+        generator = torch.Generator().manual_seed(5)  # the same images, levels and noise for every run
+        x0 = self._real()
+        x0 = x0[torch.randperm(len(x0), generator=generator)[:ERROR_IMAGES]]
+        x0 = to_model(x0) if x0.dtype == torch.uint8 else x0
+        noise = torch.randn(x0.shape, generator=generator)
+        quarters = []
+        for quarter in range(4):
+            t = torch.randint(p.T // 4, (len(x0),), generator=generator) + quarter * p.T // 4
+            x_t = self.diffusion.q_sample(x0, t, noise)
+            errors = []
+            for x, level in zip(x_t.split(256), t.split(256), strict=True):
+                x, level = x.to(device()), level.to(device())
+                with torch.no_grad():
+                    eps = [one(x, level)[0] for one in (denoiser, teacher)]
+                errors.append((eps[0] - eps[1]).square().mean().cpu() * len(x))
+            quarters.append(float(sum(errors)) / len(x0))
+        return {"teacher_error": quarters, "teacher_error_images": len(x0)}
 
     def _draw(
         self, denoiser: nn.Module, n: int, steps: int, seed: int, progress: bool = False
@@ -496,6 +544,10 @@ def cost(result: dict, iteration: int | None = None) -> float:
 def curve(result: dict, metric: str) -> tuple[list[int], list[float]]:
     """Iterations and values of a metric over a run's training, from its result."""
     return [point["iteration"] for point in result["curve"]], [point[metric] for point in result["curve"]]
+
+
+SHOWN = 24  # samples of each run that are kept to look at
+ERROR_IMAGES = 1024  # real images that a student's eps is compared with its teacher's on
 
 
 def device() -> torch.device:
