@@ -498,6 +498,10 @@ def _cifar16(channels: int):
     return lambda: adm_unet(channels, (1, 2, 2), 1, (8,), 16, head_channels=16, groups=8)
 
 
+def _short(channels: int, blocks: int):
+    return lambda: adm_unet(channels, (1, 2, 2), blocks, (16, 8), 32)
+
+
 def _fashion(channels: int, blocks: int):
     return lambda: adm_unet(channels, (1, 2, 2), blocks, (16, 8), 32, in_channels=1, dropout=0.1)
 
@@ -537,6 +541,9 @@ NETWORKS = {
     "cifar16-teacher": _cifar16(32),
     "cifar16-student": _cifar16(16),
     "cifar16-vit": lambda: DiT(sample_size=16, hidden_size=96, depth=4, num_heads=4),
+    # for CIFAR-10 in minutes of a GPU;
+    "cifar10-6m": _short(64, 1),
+    "cifar10-2m": _short(32, 2),
     # for Fashion-MNIST, grey and 32x32; and for points in the plane
     "fashion-teacher": _fashion(64, 2),
     "fashion-6m": _fashion(64, 1),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 from dkdm_lab import ledger
@@ -44,6 +45,25 @@ CAST = {
         "sizes": ("fashion-teacher", "fashion-6m", "fashion-2m", "fashion-student"),
         "teachers": (100, 400, 1000),
     },
+    # For cifar16 no sizes and no worse teachers were planned; in Table 11 its students are the preset's own.
+    "cifar16": {
+        "CNN": "cifar16-teacher",
+        "ViT": "cifar16-vit",
+        "student": "cifar16-student",
+        "as teacher": "cifar16-student",
+        "sizes": (),
+        "teachers": (),
+        "fractions": (0.05, 0.20),
+    },
+    "cifar10-short": {
+        "CNN": "cifar10-6m",
+        "ViT": "vit-19m",
+        "student": "cifar10-2m",
+        "as teacher": "cifar10-2m",
+        "sizes": (),
+        "teachers": (),
+        "fractions": (),
+    },
     "digits": {
         "CNN": "digits-teacher",
         "ViT": "digits-vit",
@@ -66,6 +86,11 @@ def _m(method: str, **settings) -> dict:
     return {"method": method, **settings}
 
 
+def _named(metric: str, preset: str) -> str:
+    """What a metric of the paper is called in a preset's results, after the features it is measured in."""
+    return metric if PRESETS[preset].features == "inception" else f"digits-{metric}"
+
+
 # -- numbers ------------------------------------------------------------------------------------------
 
 
@@ -78,16 +103,18 @@ class Number:
     metric: str  # "FID"
     value: float
     preset: str  # the paper's setting
-    where: Mapping = field(default_factory=dict)  # the run: its method, and what differs from the preset
-    small: Mapping | None = None  # the same at a smaller preset, where its networks have other names
+    # The run: its method and what differs from the preset, which may be networks of the preset's cast.
+    where: Callable[[dict], Mapping]
 
     def ours(self, preset: str) -> Spread | None:
         """Our number at a preset, over seeds; None where it was not run."""
         if preset not in PRESETS:
             return None
-        where = self.where if preset == self.preset or self.small is None else self.small
-        metric = self.metric if PRESETS[preset].features == "inception" else f"digits-{self.metric}"
-        return ledger.over_seeds(preset, metric, dict(where))
+        return ledger.over_seeds(preset, _named(self.metric, preset), dict(self.run(preset)))
+
+    def run(self, preset: str) -> Mapping:
+        """The run of a preset that corresponds, as :func:`ledger.results` takes it."""
+        return self.where(CAST.get(preset, {}))
 
     def cell(self, preset: str) -> str:
         """Our number at a preset as it stands in a table."""
@@ -116,7 +143,7 @@ def _by_method(
                 where["real_fraction"] = float(percent.rstrip("%")) / 100
             for offset, metric in enumerate(metrics):
                 value = values[len(metrics) * column + offset]
-                numbers.append(Number(place, row, metric, value, preset, where))
+                numbers.append(Number(place, row, metric, value, preset, lambda cast, where=where: where))
     return numbers
 
 
@@ -155,21 +182,23 @@ def _table_5() -> list[Number]:
         ("ViT", "CNN"): (44.62, 13.17),
         ("ViT", "ViT"): (63.15, 17.86),
     }
-    paper, small = CAST["cifar10"], CAST["digits"]
     numbers = [
         Number("Table 5", f"{kind} teacher", "FID", value, "cifar10",
-               _m("teacher", teacher=paper[kind]), _m("teacher", teacher=small[kind]))
+               lambda cast, kind=kind: _m("teacher", teacher=cast[kind]))
         for kind, value in (("CNN", 4.45), ("ViT", 11.30))
     ]  # fmt: skip
-    # The paper's CNN student is as large as its CNN teacher here; ours is the preset's own.
-    small_student = {"CNN": small["student"], "ViT": small["ViT"]}
-    for (teacher, student), values in cells.items():
+
+    def pair(cast: dict, method: str, teacher: str, student: str) -> dict:
+        # The paper's CNN student is as large as its CNN teacher here; ours is the preset's own.
+        cnn = cast["CNN"] if cast is CAST["cifar10"] else cast["student"]
+        return _m(method, teacher=cast[teacher], student=cnn if student == "CNN" else cast["ViT"])
+
+    for kinds, values in cells.items():
         for method, value in zip(("data-free", "dynamic"), values, strict=True):
-            numbers.append(
-                Number("Table 5", f"{student} from {teacher}, {method}", "FID", value, "cifar10",
-                       _m(method, teacher=paper[teacher], student=paper[student]),
-                       _m(method, teacher=small[teacher], student=small_student[student]))
-            )  # fmt: skip
+            teacher, student = kinds
+            row = f"{student} from {teacher}, {method}"
+            which = partial(pair, method=method, teacher=teacher, student=student)
+            numbers.append(Number("Table 5", row, "FID", value, "cifar10", which))
     return numbers
 
 
@@ -179,15 +208,17 @@ def _table_11() -> list[Number]:
         "data-free": (9.64, 11.64, 4.13, 5.19),
         "dynamic": (6.85, 8.01, 2.60, 4.14),
     }
-    numbers = []
-    for method, values in rows.items():
-        where, small = (
-            _m(method) if method == "teacher" else _m(method, student=CAST[preset]["CNN"])
-            for preset in ("cifar10", "digits")
-        )
-        for metric, value in zip(("FID", "sFID", "FID'", "sFID'"), values, strict=True):
-            numbers.append(Number("Table 11", method, metric, value, "cifar10", where, small))
-    return numbers
+    metrics = ("FID", "sFID", "FID'", "sFID'")
+    return [
+        Number("Table 11", method, metric, value, "cifar10", partial(_as_teacher, method=method))
+        for method, values in rows.items()
+        for metric, value in zip(metrics, values, strict=True)
+    ]
+
+
+def _as_teacher(cast: dict, method: str) -> dict:
+    """A run of Table 11, whose students have the architecture of their teacher."""
+    return _m(method) if method == "teacher" else _m(method, student=cast.get("as teacher", cast["CNN"]))
 
 
 def _table_9() -> list[Number]:
@@ -199,28 +230,36 @@ def _table_9() -> list[Number]:
         ("ffhq256", "dynamic"): 55.52,
     }
     return [
-        Number("Table 9", f"{preset}, {method}", "seconds / 100 iterations", value, preset, _m(method))
+        Number("Table 9", f"{preset}, {method}", "seconds / 100 iterations", value, preset,
+               lambda cast, method=method: _m(method))
         for (preset, method), value in rows.items()
-    ]
+    ]  # fmt: skip
 
 
 NUMBERS = (*_table_2(), *_table_3(), *_table_5(), *_table_9(), *_table_11())
 
 
-def beside(place: str, preset: str, metric: str | None = None, small: str = "digits") -> Table:
-    """The paper's numbers of a table, as it ran ``preset``, beside ours there and at a smaller preset; of
-    one metric or of all."""
+def beside(
+    place: str,
+    preset: str,
+    metric: str | None = None,
+    small: Iterable[str] = ("cifar16", "digits"),
+) -> Table:
+    """The paper's numbers of a table, as it ran ``preset``, beside ours there and at smaller presets; of one
+    metric or of all that some preset has."""
     chosen = [
         n for n in NUMBERS if n.place == place and n.preset == preset and n.metric == (metric or n.metric)
     ]
-    rows = [[n.row, n.metric, f"{n.value}", n.cell(preset), n.cell(small)] for n in chosen]
+    columns = (preset, *small)
+    rows = [[n.row, n.metric, f"{n.value}", *map(n.cell, columns)] for n in chosen]
+    kept = [row for row in rows if metric or set(row[3:]) != {"not run"}]
+    sizes = ", ".join(f"{PRESETS[name].samples:,} at `{name}`" for name in columns)
     head = (
-        f"{place}, {preset}: the paper's numbers beside the ledger's (N = {PRESETS[preset].samples:,} there, "
-        f"{PRESETS[small].samples:,} at `{small}`). At `{small}` the metric is that preset's own: its order "
-        "can be compared, its values cannot."
+        f"{place}, {preset}: the paper's numbers beside the ledger's (N = {sizes}). At the smaller presets "
+        "images, networks and metric are their own: the order can be compared, the values cannot."
     )
-    names = ["", "metric", "paper", f"ours, `{preset}`", f"ours, `{small}`"]
-    return Table.of(names, rows, "llrrr", before=head)
+    names = ["", "metric", "paper", *[f"ours, `{name}`" for name in columns]]
+    return Table.of(names, kept, "ll" + "r" * (len(names) - 2), before=head, after=_folded(rows, kept))
 
 
 # -- claims -------------------------------------------------------------------------------------------
@@ -231,8 +270,10 @@ Check = Callable[[str], dict[int, float]]
 
 
 # The presets that a claim of the paper can be looked up at: its own and ours, in pixel or in latent space.
-PIXELS = ("digits", "fashion", "cifar10", "celeba64", "imagenet32")
+PIXELS = ("digits", "cifar16", "fashion", "cifar10-short", "cifar10", "celeba64", "imagenet32")
 LATENTS = ("digits-latent", "celebahq256", "ffhq256")
+NATURAL = PIXELS[1:]  # judged by Inception, which alone has sFID
+HIGHER_IS_BETTER = ("IS", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -265,15 +306,22 @@ VERDICTS = ("reproduced at this scale", "trend reproduced", "not reproduced", "n
 
 
 def ratios(
-    preset: str, better: Mapping, worse: Mapping, primes: tuple[str, str] = ("", "")
+    preset: str,
+    better: Mapping,
+    worse: Mapping,
+    primes: tuple[str, str] = ("", ""),
+    metric: str | None = None,
 ) -> dict[int, float]:
-    """Score of ``better`` over score of ``worse``, for each seed that has both. primes: ``"'"`` for a score
-    that is to be against the teacher's own distribution."""
-    metric = PRESETS[preset].metric
+    """Score of ``better`` over score of ``worse``, for each seed that has both; the inverse where a higher
+    score is the better one. metric: the preset's own unless given, as Table 2 calls it. primes: ``"'"`` for a
+    score that is to be against the teacher's own distribution."""
+    name = PRESETS[preset].metric if metric is None else _named(metric, preset)
     a, b = (
-        by_seed(preset, metric + prime, dict(where))
+        by_seed(preset, name + prime, dict(where))
         for where, prime in zip((better, worse), primes, strict=True)
     )
+    if metric in HIGHER_IS_BETTER:
+        a, b = b, a
     return {seed: a[seed] / b[seed] for seed in sorted(a.keys() & b.keys())}
 
 
@@ -282,20 +330,31 @@ def _all(*checks: Check) -> Check:
 
     def check(preset: str) -> dict[int, float]:
         each = [one(preset) for one in checks]
+        if not each:
+            return {}
         seeds = sorted(set.intersection(*map(set, each)))
         return {seed: max(found[seed] for found in each) for seed in seeds}
 
     return check
 
 
-def _beats(better: Mapping, *others: Mapping, primes: tuple[str, str] = ("", "")) -> Check:
-    """``better`` has a lower score than each of ``others``."""
-    return _all(*[lambda preset, other=other: ratios(preset, better, other, primes) for other in others])
+def _beats(
+    better: Mapping, *others: Mapping, primes: tuple[str, str] = ("", ""), metric: str | None = None
+) -> Check:
+    """``better`` has a better score than each of ``others``."""
+    return _all(
+        *[lambda preset, other=other: ratios(preset, better, other, primes, metric) for other in others]
+    )
 
 
 def _with_cast(make: Callable[[dict], Check]) -> Check:
-    """A check between networks, which have other names at each preset."""
-    return lambda preset: make(CAST[preset])(preset)
+    """A check between networks, which have other names at each preset; without a cast nothing is known."""
+    return lambda preset: make(CAST[preset])(preset) if preset in CAST else {}
+
+
+def _limited(cast: dict) -> Check:
+    limited = [_m("data-limited", real_fraction=f) for f in cast.get("fractions", FRACTIONS)]
+    return _beats(_m("dynamic"), *limited)
 
 
 def _pairs(cast: dict) -> Check:
@@ -329,14 +388,17 @@ def _no_gain(of: Mapping, over: Mapping) -> Check:
     return lambda preset: {seed: 0.9 * ratio for seed, ratio in ratios(preset, over, of).items()}
 
 
+def _cnn_student(cast: dict) -> Check:
+    cnn, vit = (_m("dynamic", teacher=cast["CNN"], student=s) for s in (cast["student"], cast["ViT"]))
+    return _beats(cnn, vit)
+
+
 def _as_teachers(cast: dict) -> Check:
-    own = {"student": cast["CNN"]}
-    return _beats(_m("dynamic", **own), _m("data-free", **own), primes=("'", "'"))
+    return _beats(_as_teacher(cast, "dynamic"), _as_teacher(cast, "data-free"), primes=("'", "'"))
 
 
 def _own_distribution(cast: dict) -> Check:
-    own = {"student": cast["CNN"]}
-    runs = (_m("teacher"), _m("data-free", **own), _m("dynamic", **own))
+    runs = [_as_teacher(cast, method) for method in ("teacher", "data-free", "dynamic")]
     return _all(*[_beats(run, run, primes=("'", "")) for run in runs])
 
 
@@ -347,7 +409,7 @@ def _ahead(other: str) -> Check:
         curves = {"dynamic": {}, other: {}}
         for method, of_seed in curves.items():
             for result in ledger.results(preset, {"method": method}):
-                points = {p["iteration"]: p[PRESETS[preset].metric] for p in result["curve"]}
+                points = {p["iteration"]: p[PRESETS[preset].curve_metric] for p in result["curve"]}
                 of_seed[result["settings"]["seed"]] = points
         a, b = curves.values()
         return {s: max(a[s][i] / b[s][i] for i in a[s].keys() & b[s].keys()) for s in a.keys() & b.keys()}
@@ -361,7 +423,7 @@ def _costs_little(preset: str) -> dict[int, float]:
 
 
 def _smaller_is_faster(cast: dict) -> Check:
-    largest, smallest = cast["sizes"][0], cast["sizes"][-1]
+    largest, smallest = (cast["sizes"] or (None,))[0], (cast["sizes"] or (None,))[-1]
     return lambda preset: {
         m["seed"]: m["sampling"][smallest]["time"] / m["sampling"][largest]["time"]
         for m in ledger.measured(preset)
@@ -372,10 +434,17 @@ CLAIMS = (
     Claim("Table 2", "Dynamic distillation is better than data-free training.", "07_baselines",
           _beats(_m("dynamic"), _m("data-free"))),
     Claim("Table 2", "It is better than data-limited training with 5, 10, 15 and 20% of real images.",
-          "07_baselines",
-          _beats(_m("dynamic"), *[_m("data-limited", real_fraction=f) for f in FRACTIONS])),
+          "07_baselines", _with_cast(_limited)),
     Claim("Table 2", "Data-based training is its upper limit.", "07_baselines",
           _beats(_m("data-based"), _m("dynamic"))),
+    Claim("Table 2", "By sFID, too, dynamic distillation is better than data-free training.", "07_baselines",
+          _beats(_m("dynamic"), _m("data-free"), metric="sFID"), NATURAL),
+    Claim("Table 2", "By IS, too, dynamic distillation is better than data-free training.", "07_baselines",
+          _beats(_m("dynamic"), _m("data-free"), metric="IS"), NATURAL),
+    Claim("Sec. 4.2, ours", "Its samples are more precise than those of data-free training.", "07_baselines",
+          _beats(_m("dynamic"), _m("data-free"), metric="precision")),
+    Claim("Sec. 4.2, ours", "They cover more of the data (recall).", "07_baselines",
+          _beats(_m("dynamic"), _m("data-free"), metric="recall")),
     Claim("Fig. 4a", "Dynamic ends better than shuffled, shuffled better than iterative.", "08_ablations",
           _all(_beats(_m("dynamic"), _m("shuffled")), _beats(_m("shuffled"), _m("iterative")))),
     Claim("Fig. 4a", "Dynamic is ahead of both from the first score to the last.", "08_ablations",
@@ -394,6 +463,8 @@ CLAIMS = (
           "10_cross_architecture", _with_cast(_pairs)),
     Claim("Table 5", "CNNs make the better students, whatever the teacher.", "10_cross_architecture",
           _with_cast(_cnn_students)),
+    Claim("Table 5", "Of the CNN teacher, a CNN makes the better student than a ViT.",
+          "10_cross_architecture", _with_cast(_cnn_student)),
     Claim("Fig. 6", "Dynamic is better than data-free at each of five sizes.", "11_student_sizes",
           _with_cast(_sizes)),
     Claim("Fig. 6", "The smallest student samples faster than the largest.", "11_student_sizes",
@@ -435,19 +506,37 @@ def _claims(chosen: list[Claim], link: bool) -> Table:
         place = f"[{claim.place}]({claim.chapter})" if link else claim.place
         rows.append([place, claim.text, *[found[p][number] for p in run]])
     missing = [f"`{p}`" for p in about if p not in run]
-    note = f"Not run: {', '.join(missing)}." if missing else ""
+    notes = [f"Not run: {', '.join(missing)}."] if missing else []
+    for p in run:
+        fractions = CAST.get(p, {}).get("fractions", FRACTIONS)
+        if fractions != FRACTIONS and any("data-limited" in claim.text for claim in chosen):
+            notes.append(f"At `{p}` data-limited training was run at {_percent(fractions)} alone.")
+    note = " ".join(notes)
     names = ["", "claim", *[f"`{p}`" for p in run]]
     return Table.of(names, rows, "l" * len(names), after=note)
 
 
-def numbers(place: str, small: str = "digits") -> Table:
-    """Every number of one of the paper's tables, with ours at its own preset and at a smaller one."""
-    rows = [
-        [n.preset, n.row, n.metric, f"{n.value:g}", n.cell(n.preset), n.verdict, n.cell(small)]
-        for n in NUMBERS
-        if n.place == place
-    ]
-    return Table.of(["preset", "", "metric", "paper", "ours", "verdict", f"`{small}`"], rows, "lllrrlr")
+def _percent(fractions: Iterable[float]) -> str:
+    return " and ".join(f"{fraction:.0%}" for fraction in fractions)
+
+
+def numbers(place: str, small: Iterable[str] = ("cifar16", "digits")) -> Table:
+    """The numbers of one of the paper's tables that somebody has run here, with ours at its own preset, and
+    at smaller ones beside those of the table's first; one line stands for all that nobody has run."""
+    chosen = [n for n in NUMBERS if n.place == place]
+    rows = []
+    for n in chosen:
+        others = [n.cell(preset) if n.preset == chosen[0].preset else "" for preset in small]
+        if n.ours(n.preset) or set(others) - {"", "not run"}:
+            rows.append([n.preset, n.row, n.metric, f"{n.value:g}", n.cell(n.preset), n.verdict, *others])
+    names = ["preset", "", "metric", "paper", "ours", "verdict", *[f"`{preset}`" for preset in small]]
+    return Table.of(names, rows, "lllrrl" + "r" * (len(names) - 6), after=_folded(chosen, rows))
+
+
+def _folded(chosen: list, found: list) -> str:
+    """The one line that stands for rows without any result."""
+    missing = len(chosen) - len(found)
+    return f"Not run at any of these presets: {missing} of {len(chosen)} rows." if missing else ""
 
 
 def figure_curves(preset: str) -> list[tuple[str, str, Mapping | None]]:
@@ -461,7 +550,7 @@ def figure_curves(preset: str) -> list[tuple[str, str, Mapping | None]]:
         ("Fig. 4a", "dynamic, rho = 0.4", _m("dynamic")),
         *[("Fig. 4b", f"dynamic, rho = {rho}", _m("dynamic", rho=rho)) for rho in RHOS],
         *[
-            ("Fig. 6", f"{method}, size {size} of 5", _m(method, student=name))
+            ("Fig. 6", f"{method}, size {size} of {len(cast['sizes'])}", _m(method, student=name))
             for method in ("data-free", "dynamic")
             for size, name in enumerate(cast["sizes"], 1)
         ],
@@ -472,7 +561,7 @@ def figure_curves(preset: str) -> list[tuple[str, str, Mapping | None]]:
             for p in DISCARDS
         ],
         ("Fig. 9", "FID against FID', teacher", _m("teacher")),
-        ("Fig. 9", "FID against FID', student", _m("dynamic", student=cast["CNN"])),
+        ("Fig. 9", "FID against FID', student", _as_teacher(cast, "dynamic")),
         *[
             ("Fig. 10", f"student of teacher {number} of 3", _m("dynamic", teacher_iterations=n))
             for number, n in enumerate(cast["teachers"], 1)
@@ -480,25 +569,51 @@ def figure_curves(preset: str) -> list[tuple[str, str, Mapping | None]]:
     ]
 
 
-def curves() -> Table:
-    """Every curve of the paper's figures, with the last score of ours at `digits` and at the paper's own
-    preset, and FID' for Fig. 9."""
-    presets = ("digits", "cifar10")
+def curves(presets: Iterable[str] = ("digits", "cifar16", "cifar10")) -> Table:
+    """The curves of the paper's figures that somebody has run here, with our last score at each preset, and
+    FID' for Fig. 9; one line stands for all that nobody has run."""
+    runs = {preset: {(place, what): run for place, what, run in figure_curves(preset)} for preset in presets}
+    chosen = list(dict.fromkeys(curve for of_preset in runs.values() for curve in of_preset))
     rows = []
-    for of_presets in zip(*map(figure_curves, presets), strict=True):
-        place, what, run = of_presets[0]
+    for place, what in chosen:
         primes = ("", "'") if place == "Fig. 9" else ("",)
-        cells = [
-            " and ".join(ledger.cell(preset, PRESETS[preset].metric + prime, where) for prime in primes)
-            for preset, (_, _, where) in zip(presets, of_presets, strict=True)
-            if run is not None
-        ]
-        rows.append([place, what, *(cells or ["in its chapter"] * 2)])
+        cells = []
+        for preset, of_preset in runs.items():
+            run = of_preset.get((place, what), {"method": "none"})
+            if run is None:
+                cells.append("in its chapter")
+                continue
+            scores = [ledger.cell(preset, PRESETS[preset].metric + prime, run) for prime in primes]
+            cells.append(" and ".join(scores) if set(scores) != {"not run"} else "not run")
+        if set(cells) != {"not run"}:
+            rows.append([place, what, *cells])
     names = ["figure", "curve", *[f"{PRESETS[p].metric} at its end, `{p}`" for p in presets]]
-    return Table.of(names, rows, "llrr")
+    return Table.of(names, rows, "ll" + "r" * (len(names) - 2), after=_folded(chosen, rows))
 
 
 # -- the sweep ----------------------------------------------------------------------------------------
+
+
+STRIDED = {"rho": 0.04, "stride": 100}  # the pool that `dkdm distill` takes, at T = 1000
+
+
+def _natural(name: str) -> list[tuple[dict, bool]]:
+    """The rows of the small presets of natural images, in the order in which they are to be made."""
+    rows = [(_m("teacher"), True), (_m("dynamic"), True), (_m("dynamic", **STRIDED), False)]
+    rows += [(_m("data-free"), True), (_m("data-based"), False)]
+    if name == "cifar16":
+        rows += [(_m("shuffled"), False), (_m("iterative"), False)]
+        rows += [(_m("data-limited", real_fraction=f), False) for f in CAST[name]["fractions"]]
+    return rows
+
+
+def _natural_once(name: str) -> list[tuple[dict, bool]]:
+    """What is made for the first seed only, to begin with."""
+    if name != "cifar16":
+        return []
+    rows = [(_m("dynamic", rho=rho), False) for rho in RHOS if rho != PRESETS[name].rho]
+    rows += [(_m(method, discard=0.5), False) for method in ("iterative", "shuffled", "dynamic")]
+    return [*rows, (_m("dynamic", student=CAST[name]["ViT"]), False)]
 
 
 def sweep(preset: Preset, seeds: Iterable[int]) -> dict[str, tuple[Run, bool]]:
@@ -510,11 +625,13 @@ def sweep(preset: Preset, seeds: Iterable[int]) -> dict[str, tuple[Run, bool]]:
     if preset.classes:
         wheres = [(_m("teacher"), False), (_m("dynamic"), False)]
     elif preset.name in LATENTS:
-        wheres = [(n.where, False) for n in _table_3() if n.preset == "celebahq256"]
+        wheres = [(n.run(preset.name), False) for n in _table_3() if n.preset == "celebahq256"]
     elif preset.name == "digits-pools":
         wheres = [(_m("dynamic", rho=SIZES[1], stride=k), False) for k in STRIDES]
         wheres += [(_m("dynamic", rho=rho, stride=k), False) for rho in SIZES for k in (1, 10)]
         wheres += [(_m("dynamic", storage=storage), False) for storage in STORED]
+    elif preset.name in ("cifar16", "cifar10-short"):
+        wheres = _natural(preset.name)
     elif preset.name in CAST:
         cast = CAST[preset.name]
         wheres = [(_m("data-based"), False)]
@@ -526,15 +643,18 @@ def sweep(preset: Preset, seeds: Iterable[int]) -> dict[str, tuple[Run, bool]]:
             wheres += [(_m("teacher", teacher=cast[teacher]), False)]
             wheres += [(_m(method, **pair), False) for method in ("data-free", "dynamic") for pair in pairs]
         wheres += [
-            (number.where, number.metric.endswith("'"))
+            (number.run(preset.name), number.metric.endswith("'"))
             for number in NUMBERS
             if number.preset == preset.name and number.place != "Table 9"  # which is measured
         ]
     found: dict[str, tuple[Run, bool]] = {}
-    for seed in seeds:
-        for where, primed in wheres:
+    once = _natural_once(preset.name)
+    for number, seed in enumerate(seeds):
+        for where, primed in [*wheres, *(once if number == 0 else [])]:
             changes = {name: value for name, value in where.items() if name != "method"}
             run = Run(preset.replace(**changes), where["method"], seed)
+            if run.method in ("teacher", "synthetic") and preset.teacher_seed is not None:
+                run = Run(run.preset, run.method, preset.teacher_seed)  # one for all seeds
             for each in run.needs():
                 found.setdefault(each.name, (each, False))
             _, before = found.get(run.name, (run, False))
