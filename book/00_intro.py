@@ -15,7 +15,7 @@
 # such a model and not the images. Can you train a **new** model, of another size or another kind, from the old
 # one alone?
 #
-# Xiang et al. {cite}`xiang2025dkdm` call this *data-free knowledge distillation for diffusion models*, DKDM,
+# [Xiang et al. (2025)](references.md) call this *data-free knowledge distillation for diffusion models*, DKDM,
 # and answer yes. This book rebuilds their answer from its first equation and checks it with numbers.
 #
 # **What you'll do.** Train a model from another model, without any data, in a few seconds.
@@ -114,12 +114,12 @@ assert after < noise / 10
 #
 # | part | chapters | the paper |
 # |---|---|---|
-# | I. The idea | [](01_diffusion), [](02_teacher) | Secs. 2 and 7 |
-# | II. The method | [](03_dkdm_objective), [](04_iterative), [](05_shuffled), [](06_dynamic) | Sec. 3 |
-# | III. The experiments | [](07_baselines) to [](13_two_distributions) | Secs. 4 and 9 to 12 |
-# | all of it on one page | [](14_report) | |
-# | IV. Beyond pixels, | [](15_latent_space), [](16_any_teacher), [](17_conditions) | Table 3, and what the paper leaves open |
-# | beyond diffusion | [](18_lvae) to [](21_classifier) | a second source: VAEs and classifiers {cite}`group2025data` |
+# | I. The idea | [1. Diffusion, forward and back](01_diffusion.ipynb), [2. A teacher](02_teacher.ipynb) | Secs. 2 and 7 |
+# | II. The method | [3. The DKDM objective](03_dkdm_objective.ipynb), [4. Iterative distillation](04_iterative.ipynb), [5. Shuffled iterative distillation](05_shuffled.ipynb), [6. Dynamic iterative distillation](06_dynamic.ipynb) | Sec. 3 |
+# | III. The experiments | [7. Against the baselines](07_baselines.ipynb) to [13. Two distributions](13_two_distributions.ipynb) | Secs. 4 and 9 to 12 |
+# | all of it on one page | [14. The report](14_report.ipynb) | |
+# | IV. Beyond pixels, | [15. Latent space](15_latent_space.ipynb), [16. Any teacher](16_any_teacher.ipynb), [17. Conditions](17_conditions.ipynb) | Table 3, and what the paper leaves open |
+# | beyond diffusion | [18. A ladder VAE](18_lvae.ipynb) to [21. A classifier without data](21_classifier.ipynb) | a second source: VAEs and classifiers ([Group 2, 2025](references.md)) |
 #
 # There are **two kinds of numbers**. What a chapter computes while it runs is *live*: one seed, small networks,
 # minutes on a laptop. Beside it stands the *ledger*, the folder `book/results/`: longer runs over several seeds,
@@ -146,5 +146,5 @@ assert after < noise / 10
 #
 # ## Further reading
 #
-# The paper {cite}`xiang2025dkdm`; knowledge distillation as it began {cite}`hinton2015distilling`; diffusion models
-# as they began {cite}`sohl2015deep`.
+# The paper ([Xiang et al., 2025](references.md)); knowledge distillation as it began ([Hinton et al., 2015](references.md)); diffusion models
+# as they began ([Sohl-Dickstein et al., 2015](references.md)).

@@ -58,7 +58,7 @@ def randn(*shape):
 # $$x^t = \sqrt{\bar\alpha_t}\, x^0 + \sqrt{1 - \bar\alpha_t}\, \epsilon, \qquad \epsilon \sim \mathcal N(0, I). \tag{4}$$
 #
 # So $\bar\alpha_t$ is the share of the signal's variance that is left. Two schedules for it are in use. The linear
-# one is older {cite}`ho2020denoising`; the cosine one {cite}`nichol2021improved` destroys the image more evenly, and
+# one is older ([Ho et al., 2020](references.md)); the cosine one ([Nichol and Dhariwal, 2021](references.md)) destroys the image more evenly, and
 # the paper's pixel models use it.
 
 # %%
@@ -234,7 +234,7 @@ frames(pictures, [f"{k} steps" for k in shown], "denoising", start=len(shown) - 
 # model learns at large $t$ decides *where* a sample goes, at small $t$ *how sharp* it is.
 #
 # Fewer steps are possible. Respacing (IDDPM) takes the same formulas from level $t$ to any lower level $s$; DDIM
-# {cite}`song2021denoising` does so without noise. The paper evaluates with 50 respaced steps.
+# ([Song et al., 2021](references.md)) does so without noise. The paper evaluates with 50 respaced steps.
 # The numbers are energy distances to real samples; zero is as good as real.
 
 # %%
@@ -250,7 +250,7 @@ assert energy_distance(path[-1], reference) < 0.01
 # %% [markdown]
 # ## In the authors' code
 #
-# `guided_diffusion/gaussian_diffusion.py`, inherited from ADM {cite}`dhariwal2021diffusion`, computes the same
+# `guided_diffusion/gaussian_diffusion.py`, inherited from ADM ([Dhariwal and Nichol, 2021](references.md)), computes the same
 # quantities from float64 tables. Our tests compare with arrays it produced: tables to $10^{-10}$, samples to
 # $10^{-5}$. One habit is worth knowing. Reverse steps clamp the predicted $x^0$ to $[-1, 1]$; the loss never
 # does so with the prediction that is being trained.
@@ -272,5 +272,5 @@ assert energy_distance(path[-1], reference) < 0.01
 #
 # ## Further reading
 #
-# Ho et al. {cite}`ho2020denoising` for Eqs. 1 to 11; Nichol and Dhariwal {cite}`nichol2021improved` for the learned
-# variance, the cosine schedule and respacing; Song et al. {cite}`song2021denoising` for DDIM.
+# [Ho et al. (2020)](references.md) for Eqs. 1 to 11; [Nichol and Dhariwal (2021)](references.md) for the learned
+# variance, the cosine schedule and respacing; [Song et al. (2021)](references.md) for DDIM.

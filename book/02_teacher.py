@@ -18,7 +18,7 @@
 #
 # **What you'll learn.** What the score means, where its floor is, and how a run is kept so that it is done once.
 #
-# **What you need.** [](01_diffusion).
+# **What you need.** [Chapter 1](01_diffusion.ipynb).
 
 # %% tags=["parameters"]
 preset = "digits"
@@ -52,7 +52,7 @@ plots.image_grid(images[:40], columns=20)
 # %% [markdown]
 # ## The network
 #
-# The paper's networks are ADM's U-Nets {cite}`dhariwal2021diffusion`. In diffusers, `UNet2DModel` expresses them
+# The paper's networks are ADM's U-Nets ([Dhariwal and Nichol, 2021](references.md)). In diffusers, `UNet2DModel` expresses them
 # exactly. The table counts parameters; the first five are those of the paper's Table 8, to the last one.
 
 # %% tags=["nbval-check-output"]
@@ -120,10 +120,10 @@ plots.image_grid(samples, columns=20)
 #
 # $$d^2 = \|\mu_1 - \mu_2\|^2 + \operatorname{tr}\big(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2}\big).$$
 #
-# With Inception's 2,048 features this is the FID {cite}`heusel2017gans`. Inception knows nothing of 8-by-8 digits, so
+# With Inception's 2,048 features this is the FID ([Heusel et al., 2017](references.md)). Inception knows nothing of 8-by-8 digits, so
 # here the features are the 64 of a small digit classifier. We call it **digits-FID**. Lower is better, and zero is
 # reached by the data set itself only. *Precision* asks how many samples look like data, *recall* how much of the data
-# the samples cover {cite}`kynkaanniemi2019improved`.
+# the samples cover ([Kynkäänniemi et al., 2019](references.md)).
 
 # %%
 for metric, value in result["metrics"].items():
@@ -194,7 +194,7 @@ print(
 # %% [markdown]
 # ## In the authors' code
 #
-# The authors load `.pt` files of ADM and of DDPM-IP {cite}`ning2023input` (`scripts/image_kd.py`). `load_adm` reads
+# The authors load `.pt` files of ADM and of DDPM-IP ([Ning et al., 2023](references.md); `scripts/image_kd.py`). `load_adm` reads
 # such files, key by key, with nothing left over; the weights alone do not tell the order of queries, keys and values
 # in the attention, so you say which. Two small checkpoints made with their code are part of our tests: same input,
 # same output, to five digits.
@@ -223,5 +223,5 @@ ledger.table(preset, ["teacher"])
 #
 # ## Further reading
 #
-# FID {cite}`heusel2017gans`; KID, which has no bias in N {cite}`binkowski2018demystifying`; precision and recall
-# {cite}`kynkaanniemi2019improved`.
+# FID ([Heusel et al., 2017](references.md)); KID, which has no bias in N ([Bińkowski et al., 2018](references.md)); precision and recall
+# ([Kynkäänniemi et al., 2019](references.md)).

@@ -19,7 +19,7 @@
 # **What you'll learn.** Why imitating a good teacher is the same as learning from data, up to a constant that can be
 # measured.
 #
-# **What you need.** [](01_diffusion): the batch and its four fields.
+# **What you need.** [Chapter 1](01_diffusion.ipynb): the batch and its four fields.
 
 # %% tags=["parameters"]
 iterations = 800
@@ -243,4 +243,4 @@ print(f"naive: {b * (T - 1) // 2:,} evaluations a batch; one step a turn: {b}")
 #
 # ## Further reading
 #
-# Section 3.2 of the paper {cite}`xiang2025dkdm`; the original argument for soft targets {cite}`hinton2015distilling`.
+# Section 3.2 of the paper ([Xiang et al., 2025](references.md)); the original argument for soft targets ([Hinton et al., 2015](references.md)).

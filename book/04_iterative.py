@@ -18,7 +18,7 @@
 #
 # **What you'll learn.** Why this is cheap, and why it does not work well.
 #
-# **What you need.** [](03_dkdm_objective), and the teacher of [](02_teacher).
+# **What you need.** [Chapter 3](03_dkdm_objective.ipynb), and the teacher of [chapter 2](02_teacher.ipynb).
 
 # %% tags=["parameters"]
 preset = "digits"
@@ -148,7 +148,7 @@ plots.image_grid(to_uint8(samples), columns=20)
 # ## In the authors' code
 #
 # `train_util_kd.py`, `KDTeacherLoader.iterative_distillation`, is the loop above. It discards a batch at random where
-# asked to, which [a later part of the paper](06_dynamic) studies; our pools take `discard` for it.
+# asked to, which [chapter 9](09_random_discard.ipynb) studies; our pools take `discard` for it.
 #
 # ## The result beside the paper
 #
@@ -176,4 +176,4 @@ ledger.table(preset, ["teacher", "iterative"])
 #
 # ## Further reading
 #
-# Section 3.3 of the paper {cite}`xiang2025dkdm`.
+# Section 3.3 of the paper ([Xiang et al., 2025](references.md)).

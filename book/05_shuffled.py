@@ -18,7 +18,7 @@
 #
 # **What you'll learn.** That uniform levels cure the forgetting, and that one more trouble is left.
 #
-# **What you need.** [](04_iterative).
+# **What you need.** [Chapter 4](04_iterative.ipynb).
 
 # %% tags=["parameters"]
 preset = "digits"
@@ -147,7 +147,7 @@ ledger.table(preset, ["teacher", "iterative", "shuffled"])
 #
 # ## Limits
 #
-# Our shuffle denoise is a cheap one (`warmup="harvest"`); [](06_dynamic) compares it with the paper's.
+# Our shuffle denoise is a cheap one (`warmup="harvest"`); [chapter 6](06_dynamic.ipynb) compares it with the paper's.
 #
 # ## Exercises
 #
@@ -157,4 +157,4 @@ ledger.table(preset, ["teacher", "iterative", "shuffled"])
 #
 # ## Further reading
 #
-# Section 3.3 of the paper {cite}`xiang2025dkdm`.
+# Section 3.3 of the paper ([Xiang et al., 2025](references.md)).

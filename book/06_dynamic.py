@@ -18,7 +18,7 @@
 #
 # **What you'll learn.** What the large pool buys, what it costs to fill, and how to fill it for much less.
 #
-# **What you need.** [](05_shuffled).
+# **What you need.** [Chapter 5](05_shuffled.ipynb).
 
 # %% tags=["parameters"]
 preset = "digits"
@@ -285,7 +285,7 @@ for rho in (large.rho, large.rho / 10):
 # do not tell: from 2 to 20 each is better on average than 1 at that size, and their spreads overlap.
 #
 # Each sample of the paper's pool has 25 turns in this study. Whether the same holds for long trainings of large networks
-# is not known here. So the presets, which repeat the paper, keep its pool. `dkdm distill` ([](16_any_teacher)) is for
+# is not known here. So the presets, which repeat the paper, keep its pool. `dkdm distill` ([chapter 16](16_any_teacher.ipynb)) is for
 # trainings as short as these, and takes the small pool and $k = T / 10$ unless told otherwise.
 #
 # ## In the authors' code
@@ -315,7 +315,7 @@ for rho in (large.rho, large.rho / 10):
 # ## Limits
 #
 # Equal iterations are not equal cost: the pools ask the teacher once for each sample that the student sees, data-based
-# training never does, and data-free training pays in advance. [](07_baselines) compares at equal cost. The
+# training never does, and data-free training pays in advance. [Chapter 7](07_baselines.ipynb) compares at equal cost. The
 # cheap warm-ups start the pool a little too narrow at the smallest levels, where ten large steps lose variance; the
 # first walks through the pool replace those samples. The
 # digits are small, and the spread over three seeds is itself known only roughly.
@@ -329,4 +329,4 @@ for rho in (large.rho, large.rho / 10):
 #
 # ## Further reading
 #
-# Algorithm 1 of the paper {cite}`xiang2025dkdm`; the data-free baseline's synthetic sets in its Table 4.
+# Algorithm 1 of the paper ([Xiang et al., 2025](references.md)); the data-free baseline's synthetic sets in its Table 4.

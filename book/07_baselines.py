@@ -19,7 +19,7 @@
 #
 # **What you'll learn.** What data-free and data-limited training are, what each costs, and which wins at which price.
 #
-# **What you need.** [](06_dynamic).
+# **What you need.** [Chapter 6](06_dynamic.ipynb).
 
 # %% tags=["parameters"]
 preset = "digits"
@@ -208,7 +208,7 @@ paper.verdicts("07_baselines")
 # ## Limits
 #
 # The cost counts operations, not seconds. A small network on a large GPU waits for other things than arithmetic, and
-# [](12_cost) measures that. Nor does the cost count the teacher's own training, since this book starts where that is
+# [chapter 12](12_cost.ipynb) measures that. Nor does the cost count the teacher's own training, since this book starts where that is
 # paid. The digits' synthetic set has 1,797 images, so little that data-free students can learn it by heart. On
 # ImageNet, with over a million, that explanation would not do.
 #
@@ -220,4 +220,4 @@ paper.verdicts("07_baselines")
 #
 # ## Further reading
 #
-# Section 4.2 of the paper {cite}`xiang2025dkdm`; the FID that all of this is measured with {cite}`heusel2017gans`.
+# Section 4.2 of the paper ([Xiang et al., 2025](references.md)); the FID that all of this is measured with ([Heusel et al., 2017](references.md)).

@@ -18,7 +18,7 @@
 #
 # **What you'll learn.** Which step matters most, how large a pool must be, and what memory it takes.
 #
-# **What you need.** [](06_dynamic).
+# **What you need.** [Chapter 6](06_dynamic.ipynb).
 
 # %% tags=["parameters"]
 preset = "digits"
@@ -170,4 +170,4 @@ paper.verdicts("08_ablations")
 #
 # ## Further reading
 #
-# Section 4.3 of the paper {cite}`xiang2025dkdm`.
+# Section 4.3 of the paper ([Xiang et al., 2025](references.md)).

@@ -18,7 +18,7 @@
 #
 # **What you'll learn.** Where discarding helps, what it costs, and why the final method does without.
 #
-# **What you need.** [](04_iterative) to [](06_dynamic).
+# **What you need.** [Chapter 4](04_iterative.ipynb) to [chapter 6](06_dynamic.ipynb).
 
 # %% tags=["parameters"]
 preset = "digits"
@@ -142,4 +142,4 @@ paper.verdicts("09_random_discard")
 #
 # ## Further reading
 #
-# Section 11 of the paper's supplement {cite}`xiang2025dkdm`.
+# Section 11 of the paper's supplement ([Xiang et al., 2025](references.md)).

@@ -19,7 +19,7 @@
 #
 # **What you'll learn.** What a diffusion transformer is, and how much the kinds matter.
 #
-# **What you need.** [](06_dynamic).
+# **What you need.** [Chapter 6](06_dynamic.ipynb).
 
 # %% tags=["parameters"]
 preset = "digits"
@@ -39,7 +39,7 @@ vit = paper.CAST[preset]["ViT"]
 # %% [markdown]
 # ## A diffusion transformer
 #
-# A DiT {cite}`peebles2023scalable` cuts the image into patches, makes each a token, and lets attention and an MLP work
+# A DiT ([Peebles and Xie, 2023](references.md)) cuts the image into patches, makes each a token, and lets attention and an MLP work
 # on the tokens, block after block. The time $t$ does not join as a token. It scales, shifts and gates every block
 # (adaLN-Zero). All gates start at zero, so at first every block passes its tokens through, and the network begins as a
 # linear map of its patches.
@@ -149,5 +149,5 @@ paper.verdicts("10_cross_architecture")
 #
 # ## Further reading
 #
-# Scalable diffusion models with transformers {cite}`peebles2023scalable`; Section 4.2 of the paper
-# {cite}`xiang2025dkdm`.
+# Scalable diffusion models with transformers ([Peebles and Xie, 2023](references.md)); Section 4.2 of the paper
+# ([Xiang et al., 2025](references.md)).

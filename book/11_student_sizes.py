@@ -18,7 +18,7 @@
 #
 # **What you'll learn.** What a size buys, and that operations, parameters and seconds are three different things.
 #
-# **What you need.** [](06_dynamic).
+# **What you need.** [Chapter 6](06_dynamic.ipynb).
 
 # %% tags=["parameters"]
 preset = "digits"
@@ -161,4 +161,4 @@ paper.verdicts("11_student_sizes")
 #
 # ## Further reading
 #
-# Section 9 of the paper's supplement {cite}`xiang2025dkdm`; the networks are ADM's {cite}`dhariwal2021diffusion`.
+# Section 9 of the paper's supplement ([Xiang et al., 2025](references.md)); the networks are ADM's ([Dhariwal and Nichol, 2021](references.md)).

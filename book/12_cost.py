@@ -18,7 +18,7 @@
 #
 # **What you'll learn.** Where the time of a step goes, and how to judge a reported speed by counting.
 #
-# **What you need.** [](06_dynamic).
+# **What you need.** [Chapter 6](06_dynamic.ipynb).
 
 # %% tags=["parameters"]
 preset = "digits"
@@ -150,7 +150,7 @@ for storage in paper.STORED:
 # digits-FID stands for it too.
 #
 # For latent models the balance tips. Data-based training must encode every image at every step, DKDM never sees one.
-# Table 9 has 68.77 s against 55.52 s there. [](15_latent_space) counts what tips it.
+# Table 9 has 68.77 s against 55.52 s there. [Chapter 15](15_latent_space.ipynb) counts what tips it.
 #
 # ## In the ledger
 
@@ -220,4 +220,4 @@ paper.verdicts("12_cost")
 #
 # ## Further reading
 #
-# Section 10 of the paper's supplement {cite}`xiang2025dkdm`.
+# Section 10 of the paper's supplement ([Xiang et al., 2025](references.md)).

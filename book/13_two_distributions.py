@@ -19,7 +19,7 @@
 #
 # **What you'll learn.** What bounds a student, and which part of its error is the method's.
 #
-# **What you need.** [](06_dynamic), [](07_baselines).
+# **What you need.** [Chapter 6](06_dynamic.ipynb), [chapter 7](07_baselines.ipynb).
 
 # %% tags=["parameters"]
 preset = "digits"
@@ -165,5 +165,5 @@ paper.verdicts("13_two_distributions")
 #
 # ## Further reading
 #
-# Section 12 of the paper's supplement {cite}`xiang2025dkdm`; on the bias of FID for small sets, the paper that proposed
-# KID {cite}`binkowski2018demystifying`.
+# Section 12 of the paper's supplement ([Xiang et al., 2025](references.md)); on the bias of FID for small sets, the paper that proposed
+# KID ([Bińkowski et al., 2018](references.md)).

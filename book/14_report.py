@@ -58,7 +58,7 @@ paper.numbers("Table 2")
 # %% [markdown]
 # ### Table 3: in latent space
 #
-# The latent models of [](15_latent_space). Digits are judged by digits-FID alone, so the column has no sFID.
+# The latent models of [chapter 15](15_latent_space.ipynb). Digits are judged by digits-FID alone, so the column has no sFID.
 
 # %%
 paper.numbers("Table 3", small="digits-latent")
@@ -72,7 +72,7 @@ paper.numbers("Table 5")
 # %% [markdown]
 # ### Table 9: speed
 #
-# Seconds for 100 iterations on an A100. What we measured are ratios, in [](12_cost).
+# Seconds for 100 iterations on an A100. What we measured are ratios, in [chapter 12](12_cost.ipynb).
 
 # %%
 paper.numbers("Table 9")
@@ -125,4 +125,4 @@ assert {n.place for n in paper.NUMBERS} == set(places)
 #
 # ## Further reading
 #
-# The paper {cite}`xiang2025dkdm`, with this page beside it.
+# The paper ([Xiang et al., 2025](references.md)), with this page beside it.

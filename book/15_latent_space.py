@@ -12,14 +12,14 @@
 # *Sections 4.1, 4.2 and 10 of the paper, Tables 3, 7 and 9, Fig. 7.*
 #
 # Large images are rarely denoised as they are. An autoencoder first turns each into a small array of numbers, its
-# *latent*, and the diffusion model denoises latents {cite}`rombach2022high`. For DKDM that changes nothing: a pool of
+# *latent*, and the diffusion model denoises latents ([Rombach et al., 2022](references.md)). For DKDM that changes nothing: a pool of
 # noisy latents is a pool. It changes what everybody else has to pay, for real images must be encoded first.
 #
 # **What you'll do.** Train an autoencoder, a teacher on its latents, and distil that; then count who pays for encoding.
 #
 # **What you'll learn.** How DKDM works for latent models, and what its speed there is measured against.
 #
-# **What you need.** [](06_dynamic), [](07_baselines), [](12_cost).
+# **What you need.** [Chapter 6](06_dynamic.ipynb), [chapter 7](07_baselines.ipynb), [chapter 12](12_cost.ipynb).
 
 # %% tags=["parameters"]
 latent = "digits-latent"  # a preset whose models denoise latents
@@ -48,7 +48,7 @@ run = runs.Run(settings, "dynamic", seed)
 # %% [markdown]
 # ## The autoencoder
 #
-# The paper's latents are those of VQ-f4 {cite}`esser2021taming,rombach2022high`: an image of $256 \times 256 \times 3$
+# The paper's latents are those of VQ-f4 ([Esser et al., 2021](references.md); [Rombach et al., 2022](references.md)): an image of $256 \times 256 \times 3$
 # values becomes $64 \times 64 \times 3$. Ours is the same kind of network, small: a digit of $8 \times 8$ pixels
 # becomes $4 \times 4 \times 3$. The upper row shows digits, the lower one what is left of them after encoding and
 # decoding.
@@ -152,7 +152,7 @@ for name, (encoding, F_T) in counts.items():
 # %% [markdown]
 # On FFHQ one encoding costs five evaluations of the student, or 1.7 of the teacher. Table 9 has 55.52 s against 68.77 s
 # for 100 iterations there, a factor of 0.81, and counting gives 0.74. On CIFAR-10 the clock said something else than the
-# count ([](12_cost)); here they agree.
+# count ([chapter 12](12_cost.ipynb)); here they agree.
 #
 # The last column is a different matter. Latents need not be encoded at every step. They can be computed once and kept,
 # as this book does for all of its latent presets, and then DKDM has no such advantage: its step costs twice as much, as
@@ -198,7 +198,7 @@ for name in ("celebahq256", "ffhq256"):
 # The encoder's first level works at the full $256 \times 256$ pixels, and each of its feature maps takes more than a
 # gigabyte for one batch. A few of them are alive at a time. So the encoder needs about what the pool needs, and Fig. 7 is
 # no surprise. But look at the last number too. Kept as latents, all the images together are several times smaller than
-# the pool. In latent space DKDM saves the data, not memory. ([](12_cost) has ways to make the pool smaller.)
+# the pool. In latent space DKDM saves the data, not memory. ([Chapter 12](12_cost.ipynb) has ways to make the pool smaller.)
 #
 # ## A student, live
 
@@ -222,7 +222,7 @@ pictures = [to_uint8(decode(vae, x)) for x in drawn.values()]
 plots.image_grid(torch.cat(pictures), columns=20)
 
 # %% [markdown]
-# The teacher's digits above, the student's below. Latent models are sampled with DDIM {cite}`song2021denoising`, which
+# The teacher's digits above, the student's below. Latent models are sampled with DDIM ([Song et al., 2021](references.md)), which
 # adds no noise on the way, so a digit is decided by the noise that it began with. Both rows began with the same noise,
 # and the student was never told to answer with the same digit. It does so, mostly, because it learned the same map.
 
@@ -286,5 +286,5 @@ paper.verdicts("15_latent_space")
 #
 # ## Further reading
 #
-# Latent diffusion models {cite}`rombach2022high`; the autoencoder's ancestor {cite}`esser2021taming`; Sections 4 and 10
-# of the paper {cite}`xiang2025dkdm`.
+# Latent diffusion models ([Rombach et al., 2022](references.md)); the autoencoder's ancestor ([Esser et al., 2021](references.md)); Sections 4 and 10
+# of the paper ([Xiang et al., 2025](references.md)).

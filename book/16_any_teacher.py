@@ -20,7 +20,7 @@
 #
 # **What you'll learn.** What has to be known about a checkpoint, and in what form a student leaves.
 #
-# **What you need.** [](06_dynamic). [](15_latent_space) and [](17_conditions) are about two of the kinds.
+# **What you need.** [Chapter 6](06_dynamic.ipynb). [Chapter 15](15_latent_space.ipynb) and [chapter 17](17_conditions.ipynb) are about two of the kinds.
 
 # %% tags=["parameters"]
 live = True  # teachers sized for a laptop; False trains them at full size
@@ -46,7 +46,7 @@ logging.disable_progress_bar()  # diffusers' bars have no place on a page
 # ## What a checkpoint answers
 #
 # To this book a teacher is a function $(x^t, t) \mapsto \epsilon$, perhaps with a variance. Many networks predict
-# something else: $v = \sqrt{\bar\alpha_t}\,\epsilon - \sqrt{1 - \bar\alpha_t}\,x^0$ {cite}`salimans2022progressive`, or
+# something else: $v = \sqrt{\bar\alpha_t}\,\epsilon - \sqrt{1 - \bar\alpha_t}\,x^0$ ([Salimans and Ho, 2022](references.md)), or
 # $x^0$ itself. Since $x^t = \sqrt{\bar\alpha_t}\,x^0 + \sqrt{1 - \bar\alpha_t}\,\epsilon$, each can be turned into the
 # others:
 #
@@ -72,8 +72,8 @@ for prediction, output in (("v_prediction", v), ("sample", x0)):
 #
 # ## Three teachers, saved
 #
-# A U-Net for digits in pixels, one for the latents of [](15_latent_space), and one that takes labels, from
-# [](17_conditions). All are trained on real digits. We write them in the layout of diffusers.
+# A U-Net for digits in pixels, one for the latents of [chapter 15](15_latent_space.ipynb), and one that takes labels, from
+# [chapter 17](17_conditions.ipynb). All are trained on real digits. We write them in the layout of diffusers.
 
 # %%
 kinds = ("digits", "digits-latent", "digits-classes")
@@ -115,7 +115,7 @@ for kind, teacher in teachers.items():
 # ## One call
 #
 # A student is named in one of three ways: a network of this book, a `config.json`, or a factor, which is the teacher's own
-# architecture at another width. We take half the width of each. `distill` is the loop of [](06_dynamic), with a pool
+# architecture at another width. We take half the width of each. `distill` is the loop of [chapter 6](06_dynamic.ipynb), with a pool
 # that asks the pipeline for what it needs. The pool is the small one with strides that was found there; the paper's is
 # `rho=0.4, stride=1`. Stopped and called again, it goes on; a finished folder it leaves alone. One thing no folder tells:
 # which label stands for none. Here it is the eleventh.
@@ -224,7 +224,7 @@ print((students["digits-classes"] / "README.md").read_text())
 # dkdm distill FOLDER --student x0.5 --prompts prompts.txt --guidance 7.5 --out painter
 # ```
 #
-# The second is a pair of [](10_cross_architecture), an ADM file and a transformer; the third is Table 3's for FFHQ. The
+# The second is a pair of [chapter 10](10_cross_architecture.ipynb), an ADM file and a transformer; the third is Table 3's for FFHQ. The
 # last one is text-to-image: each sample of the pool keeps one of the prompts, whose embeddings are computed once.
 # `--evaluate 10000` compares as many images of the student with the teacher's, by FID', and puts it on the card. On a
 # GPU, `--mixed-precision bf16 --compile` computes in 16 bits and compiles both networks.
@@ -257,5 +257,5 @@ print((students["digits-classes"] / "README.md").read_text())
 #
 # ## Further reading
 #
-# The paper {cite}`xiang2025dkdm`; v-prediction {cite}`salimans2022progressive`; schedules that end in pure noise, and what
-# goes wrong in those that do not {cite}`lin2024common`.
+# The paper ([Xiang et al., 2025](references.md)); v-prediction ([Salimans and Ho, 2022](references.md)); schedules that end in pure noise, and what
+# goes wrong in those that do not ([Lin et al., 2024](references.md)).

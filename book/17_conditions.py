@@ -19,7 +19,7 @@
 #
 # **What you'll learn.** How a pool carries conditions, what guidance is, and why a student should never see it.
 #
-# **What you need.** [](06_dynamic).
+# **What you need.** [Chapter 6](06_dynamic.ipynb).
 
 # %% tags=["parameters"]
 labelled = "digits-classes"  # a preset whose models take a label
@@ -43,7 +43,7 @@ labels, null = run.conditions.values, run.conditions.null
 # %% [markdown]
 # ## A teacher that takes labels
 #
-# It is the digits' teacher of [](02_teacher) with one more input $c$, the label, whose embedding joins that of $t$. A
+# It is the digits' teacher of [chapter 2](02_teacher.ipynb) with one more input $c$, the label, whose embedding joins that of $t$. A
 # tenth of its training images came with an eleventh label, $\varnothing$, which stands for "any". So the same network
 # knows the digits of each class, and all digits together.
 #
@@ -69,7 +69,7 @@ plots.image_grid(images, columns=20)
 # ## Guidance
 #
 # With both answers at hand one can go from the one to the other and beyond. Classifier-free guidance
-# {cite}`ho2022classifier` samples with
+# ([Ho and Salimans, 2022](references.md)) samples with
 #
 # $$\tilde\epsilon(x^t, t, c) = \epsilon(x^t, t, \varnothing)
 # + w \left(\epsilon(x^t, t, c) - \epsilon(x^t, t, \varnothing)\right),$$
@@ -102,7 +102,7 @@ assert torch.equal(pool.c[kept], before[kept])
 print(f"{pool.size:,} samples, of each class:", before.bincount().tolist())
 
 # %% [markdown]
-# The counts come in tens, because each chain of the cheap warm-up serves ten samples ([](06_dynamic)).
+# The counts come in tens, because each chain of the cheap warm-up serves ten samples ([chapter 6](06_dynamic.ipynb)).
 #
 # What is the student shown? The student shall be guided one day, so it must know $\varnothing$ as well. Of each batch a
 # share, a tenth, is shown under $\varnothing$, *with the teacher's answer to* $\varnothing$. The sample itself moves on
@@ -266,4 +266,4 @@ for kind in ("guided-class-accuracy", "class-accuracy"):
 #
 # ## Further reading
 #
-# Classifier-free guidance {cite}`ho2022classifier`; the paper {cite}`xiang2025dkdm`.
+# Classifier-free guidance ([Ho and Salimans, 2022](references.md)); the paper ([Xiang et al., 2025](references.md)).

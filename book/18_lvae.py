@@ -12,7 +12,7 @@
 # *The second source: slides on data-free distillation of other generative models, and the papers behind them.*
 #
 # Diffusion models are not the only generative models, and not the only ones whose data nobody may have. The slides that
-# this chapter and the next three follow {cite}`group2025data` want to distil *any model with a continuous latent space*
+# this chapter and the next three follow ([Group 2, 2025](references.md)) want to distil *any model with a continuous latent space*
 # without data. They show it on a VAE: let a diffusion model draw images for it, and distil with these. This chapter
 # builds the VAE.
 #
@@ -21,7 +21,7 @@
 # **What you'll learn.** How several layers of latents are stacked, why every one of them is a mean plus noise, and what
 # the loss of such a model consists of.
 #
-# **What you need.** [](01_diffusion), for Gaussians and their KL divergence.
+# **What you need.** [Chapter 1](01_diffusion.ipynb), for Gaussians and their KL divergence.
 
 # %% tags=["parameters"]
 study = "digits"  # or "cifar10", the slides' size, where there is a GPU
@@ -46,8 +46,8 @@ data = settings.split()
 # %% [markdown]
 # ## A model of its noise
 #
-# A variational autoencoder {cite}`kingma2014auto` draws a latent $z$ from a standard normal distribution and decodes it.
-# A *ladder* VAE {cite}`sonderby2016ladder` has a latent at each of $L$ levels, small ones at the top and large ones
+# A variational autoencoder ([Kingma and Welling, 2014](references.md)) draws a latent $z$ from a standard normal distribution and decodes it.
+# A *ladder* VAE ([Sønderby et al., 2016](references.md)) has a latent at each of $L$ levels, small ones at the top and large ones
 # below, where each is drawn given the one above:
 #
 # $$p(x, z_1, \dots, z_L) = p(x \mid z_1) \prod_{l=1}^{L-1} p(z_l \mid z_{l+1})\; p(z_L),
@@ -56,7 +56,7 @@ data = settings.split()
 # The second half is the *reparameterisation*: all that is random is noise without parameters. So a VAE is a function.
 # Give it the noise $n_1, \dots, n_L$, and out comes the image. The next chapter stands on this sentence.
 #
-# The network is that of Chen et al. {cite}`chen2023unified`. Its width sets its size:
+# The network is that of [Chen et al. (2023)](references.md). Its width sets its size:
 
 # %% tags=["nbval-check-output"]
 with torch.device("meta"):  # shapes alone
@@ -68,7 +68,7 @@ assert [n.parameter_count for n in sizes.values()] == [5_386_496, 366_656, 30_41
 
 # %% [markdown]
 # For 32x32 images these are the slides' "5.39M" with its 20.5 MB, and *two* candidates for their student, of which they
-# say "0.03M" and "1.44 MB". No network is both. We come back to that in [](19_unified_distillation).
+# say "0.03M" and "1.44 MB". No network is both. We come back to that in [chapter 19](19_unified_distillation.ipynb).
 #
 # Ours is a smaller one of the same kind:
 
@@ -80,7 +80,7 @@ print(" ".join("x".join(map(str, shape)) for shape in vae.latent_shapes))
 # %% [markdown]
 # ## Whose data?
 #
-# The digits from 5 to 9 belong to this teacher, and to nobody else: the guide of [](20_guided_synthesis) will have seen
+# The digits from 5 to 9 belong to this teacher, and to nobody else: the guide of [chapter 20](20_guided_synthesis.ipynb) will have seen
 # those from 0 to 4 only. Every third image is held out for the scores.
 
 # %%
@@ -167,8 +167,8 @@ plots.image_grid(torch.cat([data.test[:40], samples]), columns=20)
 # model believes in is left out. Most of them are digits, and some are between digits.
 #
 # The scores are those of Chen et al. and of the slides, in the features of the digits classifier: the Fréchet distance
-# and its square root, the earth mover's distance, the maximum mean discrepancy {cite}`gretton2012kernel`, and the
-# accuracy of a 1-nearest-neighbour classifier that tries to tell real from generated {cite}`lopez2017revisiting`, for
+# and its square root, the earth mover's distance, the maximum mean discrepancy ([Gretton et al., 2012](references.md)), and the
+# accuracy of a 1-nearest-neighbour classifier that tries to tell real from generated ([Lopez-Paz and Oquab, 2017](references.md)), for
 # which 0.5 is best. None of them is zero for a perfect model, for the samples are finite. The images that the teacher
 # learned from show how low one can get:
 
@@ -236,7 +236,7 @@ if settings.unseen is None:
     assert means["own"]["reconstruction"] < means["other"]["reconstruction"]
 
 # %% [markdown]
-# They are. Whether by enough, [](20_guided_synthesis) will show.
+# They are. Whether by enough, [chapter 20](20_guided_synthesis.ipynb) will show.
 #
 # ## In the authors' code
 #
@@ -247,7 +247,7 @@ if settings.unseen is None:
 #
 # ## The result beside the slides
 #
-# The sizes agree to the last parameter. Their scores of the teacher stand in the table of [](19_unified_distillation); on
+# The sizes agree to the last parameter. Their scores of the teacher stand in the table of [chapter 19](19_unified_distillation.ipynb); on
 # CIFAR-10 the teacher has not been trained here.
 #
 # ## Limits
@@ -264,5 +264,5 @@ if settings.unseen is None:
 #
 # ## Further reading
 #
-# Variational autoencoders {cite}`kingma2014auto`; ladders {cite}`sonderby2016ladder`; the framework of the next chapter
-# {cite}`chen2023unified`.
+# Variational autoencoders ([Kingma and Welling, 2014](references.md)); ladders ([Sønderby et al., 2016](references.md)); the framework of the next chapter
+# ([Chen et al., 2023](references.md)).

@@ -11,9 +11,9 @@
 #
 # *The slides' main result, their table "Results of DGM distillation via our data-free pipeline".*
 #
-# A VAE is a function of its noise ([](18_lvae)). Two functions can be compared wherever both are defined, and noise is
-# free. So a VAE can be distilled without a single image, and Chen et al. {cite}`chen2023unified` do it. What, then, are
-# the slides' synthetic images for? {cite}`group2025data` report one student with data and one without, equally good, and
+# A VAE is a function of its noise ([chapter 18](18_lvae.ipynb)). Two functions can be compared wherever both are defined, and noise is
+# free. So a VAE can be distilled without a single image, and [Chen et al. (2023)](references.md) do it. What, then, are
+# the slides' synthetic images for? [Group 2 (2025)](references.md) report one student with data and one without, equally good, and
 # do not show what a student is worth that sees no images at all. This chapter does.
 #
 # **What you'll do.** Distil one teacher into students of about a quarter of its size, which differ in one thing: the images
@@ -22,7 +22,7 @@
 # **What you'll learn.** What shared noise is good for, which half of a VAE it cannot reach, and whether the slides' claim
 # holds.
 #
-# **What you need.** [](18_lvae). How the synthetic images are made is the subject of [](20_guided_synthesis).
+# **What you need.** [Chapter 18](18_lvae.ipynb). How the synthetic images are made is the subject of [chapter 20](20_guided_synthesis.ipynb).
 
 # %% tags=["parameters"]
 study = "digits"  # or "cifar10", the slides' size, where there is a GPU
@@ -101,7 +101,7 @@ plots.image_grid(torch.cat(drawn), columns=20)
 # The teacher's images above, those of the untrained student in the middle, those of the trained one below, all from the
 # same noise. Student and teacher draw the same digit, pixel by pixel nearly, and no digit was shown to anyone.
 #
-# This is what [](06_dynamic) does for diffusion models: ask the teacher where the student will have to answer. For a VAE
+# This is what [chapter 6](06_dynamic.ipynb) does for diffusion models: ask the teacher where the student will have to answer. For a VAE
 # it is even simpler, since there are no steps between noise and image, and no pool is needed.
 #
 # ## What noise cannot reach
@@ -210,7 +210,7 @@ studies.table(study, studies.VAES, ("parameters", "milliseconds", "MiB"))
 #
 # Two remarks before the table. What the slides call FID is the *square root* of a Fréchet distance, on 1,024 images: their
 # 4.63 is about 21.4 in everyone else's FID. It stands under its own name here. And their student's row mixes two networks
-# ([](18_lvae)): 0.03M parameters are those of width 8, which take 0.12 MiB, and 1.44 MB are those of width 32, which has
+# ([chapter 18](18_lvae.ipynb)): 0.03M parameters are those of width 8, which take 0.12 MiB, and 1.44 MB are those of width 32, which has
 # 0.37M parameters. The row has the parameters of the one and the size of the other; whose scores they are cannot be
 # known. Nor do they say how many images the inference time is for.
 
@@ -220,7 +220,7 @@ studies.beside()
 # %% [markdown]
 # Digits are judged by other features than CIFAR-10, so the values of the columns cannot be compared, only their order
 # within one. The claim is about that order, and "about as good" means here: at most a tenth worse. A verdict counts seeds,
-# by the rule of [](14_report).
+# by the rule of [chapter 14](14_report.ipynb).
 
 # %%
 studies.verdicts("19_unified_distillation")
@@ -266,5 +266,5 @@ for how, names in pairs.items():
 #
 # ## Further reading
 #
-# The unified framework {cite}`chen2023unified`; the slides {cite}`group2025data`; how far such scores can be trusted
-# {cite}`xu2018empirical`.
+# The unified framework ([Chen et al., 2023](references.md)); the slides ([Group 2, 2025](references.md)); how far such scores can be trusted
+# ([Xu et al., 2018](references.md)).

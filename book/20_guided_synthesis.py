@@ -12,16 +12,16 @@
 # *The slides' "Data Free Generation through Model Inference", and Section III of DiffDFKD.*
 #
 # A model remembers something of its data: what it reconstructs well, what its latents expect, the statistics in its batch
-# norms. Qi et al. {cite}`qi2025data` use that memory to steer a diffusion model that knows nothing of these data. While
+# norms. [Qi et al. (2025)](references.md) use that memory to steer a diffusion model that knows nothing of these data. While
 # it denoises, its half-made image is shown to the teacher, and moved to where the teacher's losses are lower. The slides
-# {cite}`group2025data` take the method from classifiers over to VAEs.
+# ([Group 2, 2025](references.md)) take the method from classifiers over to VAEs.
 #
 # **What you'll do.** Let a diffusion model of the digits 0 to 4 draw for a VAE that knows 5 to 9.
 #
 # **What you'll learn.** How a gradient is taken through a guide, what guidance lowers, and what a guide cannot be talked
 # into.
 #
-# **What you need.** [](18_lvae), and DDIM from [](15_latent_space).
+# **What you need.** [Chapter 18](18_lvae.ipynb), and DDIM from [chapter 15](15_latent_space.ipynb).
 
 # %% tags=["parameters"]
 study = "digits"  # or "cifar10", the slides' size, where there is a GPU
@@ -72,8 +72,8 @@ plots.image_grid(torch.cat(drawn), columns=20)
 # \mathcal L_\text{VAE}(x) = \lVert x - \hat x \rVert^2 + \sum_l \mathrm{KL}(q_l \,\|\, p_l) + w\, L_\text{bn}(x).$$
 #
 # The slides have the first two terms. The third, DiffDFKD's, compares the statistics that pass through the encoder's
-# batch norms with those it remembers ([](21_classifier)); below we see what it is worth. Then $\epsilon$ is asked for
-# anew, and the usual step of DDIM {cite}`song2021denoising` follows. For a latent guide $\hat x_0$ passes through its
+# batch norms with those it remembers ([chapter 21](21_classifier.ipynb)); below we see what it is worth. Then $\epsilon$ is asked for
+# anew, and the usual step of DDIM ([Song et al., 2021](references.md)) follows. For a latent guide $\hat x_0$ passes through its
 # decoder too.
 
 # %%
@@ -241,7 +241,7 @@ plots.image_grid(torch.cat(pictures), columns=20)
 # ## Is it worth it?
 #
 # Sets of images are a means. What counts are their students, who learn at the same number of iterations from guided and
-# from unguided images ([](19_unified_distillation)). In the ledger, three seeds:
+# from unguided images ([chapter 19](19_unified_distillation.ipynb)). In the ledger, three seeds:
 
 # %%
 sets_of_images = [
@@ -262,7 +262,7 @@ studies.verdicts("20_guided_synthesis")
 # *Verdict:* guidance works. In every seed it lowers the distance between the guide's images and data that this guide never
 # saw, on average to half, which is not far from that of a guide that did see them, unguided. For a student's encoder it counts as much: guided
 # images of the unseen guide are about as good as those of the other one. Neither is as good as the data. That it helps the
-# *generator* is not reproduced, for what noise can teach is not learned from images ([](19_unified_distillation)).
+# *generator* is not reproduced, for what noise can teach is not learned from images ([chapter 19](19_unified_distillation.ipynb)).
 #
 # ## In the authors' code
 #
@@ -291,5 +291,5 @@ studies.verdicts("20_guided_synthesis")
 #
 # ## Further reading
 #
-# DiffDFKD {cite}`qi2025data`; images from a network's own batch statistics {cite}`yin2020dreaming`; guidance by a
-# classifier, of which this is a relative {cite}`dhariwal2021diffusion`.
+# DiffDFKD ([Qi et al., 2025](references.md)); images from a network's own batch statistics ([Yin et al., 2020](references.md)); guidance by a
+# classifier, of which this is a relative ([Dhariwal and Nichol, 2021](references.md)).

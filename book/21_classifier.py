@@ -11,7 +11,7 @@
 #
 # *DiffDFKD, from which the slides have their pipeline.*
 #
-# The pipeline was made for classifiers {cite}`qi2025data`. There it has more to hold on to than with a VAE. A classifier
+# The pipeline was made for classifiers ([Qi et al., 2025](references.md)). There it has more to hold on to than with a VAE. A classifier
 # can be asked whether an image shows a given class, and images can be sought on which teacher and student disagree. In
 # return, the student of a classifier has no noise to learn from: without images there is nothing to ask its teacher about.
 #
@@ -20,7 +20,7 @@
 #
 # **What you'll learn.** DiffDFKD's three losses, latent CutMix, and how far a teacher's answers to wrong images go.
 #
-# **What you need.** [](20_guided_synthesis).
+# **What you need.** [Chapter 20](20_guided_synthesis.ipynb).
 
 # %% tags=["parameters"]
 study = "digits"  # or "cifar10", where there is a GPU
@@ -62,7 +62,7 @@ assert right > 0.9
 #
 # A batch norm keeps the running mean and variance of what passed through it while it was trained. They are a summary of
 # the data, channel by channel and layer by layer, and come with the model. $L_\text{bn}$ asks how far a batch of images
-# is from it {cite}`yin2020dreaming`:
+# is from it ([Yin et al., 2020](references.md)):
 #
 # $$L_\text{bn} = \sum_l \lVert \mu_l(x) - \bar\mu_l \rVert + \lVert \sigma^2_l(x) - \bar\sigma^2_l \rVert.$$
 
@@ -142,7 +142,7 @@ plots.image_grid(
 # ## Latent CutMix
 #
 # To get more variety from few images, DiffDFKD cuts a rectangle out of each latent and pastes in the same rectangle of
-# another, four times on the way, and lets the guide repair the seams {cite}`yun2019cutmix`. Labels stay. Our guide has
+# another, four times on the way, and lets the guide repair the seams ([Yun et al., 2019](references.md)). Labels stay. Our guide has
 # pixels for latents, and the mixing is the same.
 
 # %%
@@ -154,7 +154,7 @@ plots.image_grid(part("images-classes").images()[:40], columns=20)
 # ## Learning from answers
 #
 # The student never sees a label. It is to answer as the teacher does, wherever it is asked, softly: at the temperature
-# $T = 30$ the answers of both are nearly flat, and what counts is the order of *all* classes {cite}`hinton2015distilling`,
+# $T = 30$ the answers of both are nearly flat, and what counts is the order of *all* classes ([Hinton et al., 2015](references.md)),
 #
 # $$T^2\, \mathrm{KL}\big(\operatorname{softmax}(f_T / T)\,\|\,\operatorname{softmax}(f_S / T)\big).$$
 
@@ -214,7 +214,7 @@ studies.table(study, studies.CLASSIFIERS, ("accuracy", "parameters"))
 # %% [markdown]
 # ## In the authors' code
 #
-# Beside what [](20_guided_synthesis) says of `generate_images.py`: half-made images, at each fifth of the steps, go into
+# Beside what [chapter 20](20_guided_synthesis.ipynb) says of `generate_images.py`: half-made images, at each fifth of the steps, go into
 # the training set too. There, and in `distill.py`, the student is scored on the test set after every epoch and the best
 # epoch is reported; that is a choice by held-out data, which a data-free experimenter does not have. We report the last
 # iteration. Their students also learn to look where the teacher looks, by a term on class activation maps, which is left
@@ -248,4 +248,4 @@ studies.verdicts("21_classifier")
 #
 # ## Further reading
 #
-# DiffDFKD {cite}`qi2025data`; distillation {cite}`hinton2015distilling`; the first without data {cite}`lopes2017data`.
+# DiffDFKD ([Qi et al., 2025](references.md)); distillation ([Hinton et al., 2015](references.md)); the first without data ([Lopes et al., 2017](references.md)).

@@ -503,7 +503,7 @@ def _claims(chosen: list[Claim], link: bool) -> Table:
     run = [p for p in about if not set(found[p]) <= {"", VERDICTS[-1]}]
     rows = []
     for number, claim in enumerate(chosen):
-        place = f"[{claim.place}]({claim.chapter})" if link else claim.place
+        place = f"[{claim.place}]({claim.chapter}.ipynb)" if link else claim.place
         rows.append([place, claim.text, *[found[p][number] for p in run]])
     missing = [f"`{p}`" for p in about if p not in run]
     notes = [f"Not run: {', '.join(missing)}."] if missing else []

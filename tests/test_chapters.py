@@ -2,13 +2,16 @@
 
 import ast
 import re
+import runpy
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import jupytext
 import nbformat
 import pytest
 import torch
+from pybtex.database import parse_file
 
 from dkdm_lab import ledger
 from dkdm_lab.batch import chapters
@@ -20,6 +23,7 @@ from dkdm_lab.vae import LVAE, SIGMA_X, distillation_loss
 
 SOURCES = chapters()
 ROOT = Path(__file__).parents[1]
+REFERENCES = SimpleNamespace(**runpy.run_path(str(ROOT / "book" / "write_references.py")))
 by_chapter = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 
 
@@ -100,11 +104,54 @@ def test_notebook_is_executed_to_its_end_and_clean(source):
     assert len(text) < 3_000_000
 
 
-@by_chapter
-def test_cited_keys_exist(source):
-    keys = set(re.findall(r"@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text()))
-    cited = {key for group in re.findall(r"\{cite\}`([^`]+)`", prose(source)) for key in group.split(",")}
-    assert cited <= keys and cited
+LINK = re.compile(r"\[((?:\\.|[^\]\\])*)\]\(([^)\s]+)\)")
+by_page = pytest.mark.parametrize("page", [*SOURCES, ROOT / "book" / "intro.md"], ids=lambda page: page.stem)
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """Text and target of every Markdown link in a page's prose, outside equations and code."""
+    text = prose(page) if page.suffix == ".py" else page.read_text()
+    return LINK.findall(re.sub(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`", "", text, flags=re.DOTALL))
+
+
+@by_page
+def test_prose_is_plain_markdown_for_the_lab_shows_no_roles_and_no_directives(page):
+    text = prose(page) if page.suffix == ".py" else page.read_text()
+    assert not re.search(r"\{[a-z:]+\}`|^(```|:::)\{|^\([\w-]+\)=$", text, flags=re.MULTILINE)
+
+
+@by_page
+def test_links_have_a_text_and_lead_to_files(page):
+    """To a notebook by its file's name: without ".ipynb" the site would find it and JupyterLab would not."""
+    for text, target in links(page):
+        assert text.strip(), f"a link to {target} without a text is invisible in JupyterLab"
+        if not target.startswith("https://"):
+            file = ROOT / "book" / target.split("#")[0]
+            assert file.suffix and file.is_file(), f"[{text}]({target}) leads nowhere"
+        if numbered := re.match(r"[Cc]hapter (\d+)$|(\d+)\. ", text):
+            number = int(numbered[1] or numbered[2])
+            assert target.startswith(f"{number:02d}_"), f"[{text}] leads to {target}"
+
+
+@by_page
+def test_cited_works_are_listed_and_linked(page):
+    works = parse_file(ROOT / "book" / "references.bib").entries.values()
+    names = [REFERENCES.label(work) for work in works]
+    assert len(set(names)) == len(names), "two works are cited alike"
+    names = {*names, *(name.replace(" (", ", ").rstrip(")") for name in names)}
+    cited = {text for text, target in links(page) if target == "references.md"}
+    assert cited <= names and cited
+
+
+def test_every_listed_work_is_cited():
+    cited = {text for page in SOURCES for text, target in links(page) if target == "references.md"}
+    for work in parse_file(ROOT / "book" / "references.bib").entries.values():
+        name = REFERENCES.label(work)
+        assert {name, name.replace(" (", ", ").rstrip(")")} & cited, f"no chapter cites {name}"
+
+
+def test_the_page_of_references_is_made_from_the_bibliography():
+    assert (ROOT / "book" / "references.md").read_text() == REFERENCES.page()
 
 
 def test_the_book_is_under_20_mb():
