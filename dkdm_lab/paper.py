@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from dkdm_lab import ledger
+from dkdm_lab import ledger, plots
 from dkdm_lab.ledger import Spread, Table, by_seed
 from dkdm_lab.presets import PRESETS, Preset
 from dkdm_lab.runs import METHODS, Run
@@ -79,6 +79,8 @@ DISCARDS = (0.0, 0.25, 0.5)  # Sec. 11 names no values
 # own are 1 and 0.4.
 STRIDES = (1, 2, 5, 10, 20)
 SIZES = (0.02, 0.04, 0.4)
+STRIDED = {"rho": 0.04, "stride": 100}  # the pool that `dkdm distill` takes, at T = 1000
+_NATURAL = ("cifar16", "cifar10-short")  # presets of natural images for small machines
 STORED = ("bfloat16", "float16")  # what a pool may lie in that rounds it
 
 
@@ -508,12 +510,16 @@ def _claims(chosen: list[Claim], link: bool) -> Table:
     missing = [f"`{p}`" for p in about if p not in run]
     notes = [f"Not run: {', '.join(missing)}."] if missing else []
     for p in run:
-        fractions = CAST.get(p, {}).get("fractions", FRACTIONS)
+        fractions = _fractions(p)
         if fractions != FRACTIONS and any("data-limited" in claim.text for claim in chosen):
             notes.append(f"At `{p}` data-limited training was run at {_percent(fractions)} alone.")
     note = " ".join(notes)
     names = ["", "claim", *[f"`{p}`" for p in run]]
     return Table.of(names, rows, "l" * len(names), after=note)
+
+
+def _fractions(preset: str) -> tuple[float, ...]:
+    return CAST.get(preset, {}).get("fractions", FRACTIONS)
 
 
 def _percent(fractions: Iterable[float]) -> str:
@@ -531,6 +537,33 @@ def numbers(place: str, small: Iterable[str] = ("cifar16", "digits")) -> Table:
             rows.append([n.preset, n.row, n.metric, f"{n.value:g}", n.cell(n.preset), n.verdict, *others])
     names = ["preset", "", "metric", "paper", "ours", "verdict", *[f"`{preset}`" for preset in small]]
     return Table.of(names, rows, "lllrrl" + "r" * (len(names) - 6), after=_folded(chosen, rows))
+
+
+def ways(preset: str) -> dict[str, dict]:
+    """The ways to train a student that Table 2 and Fig. 4a compare at a preset, and its teacher, by the names of
+    their rows."""
+    limited = {f"data-limited {f:.0%}": _m("data-limited", real_fraction=f) for f in _fractions(preset)}
+    rows = {"teacher": _m("teacher"), "data-based": _m("data-based"), **limited}
+    rows |= {name: _m(name) for name in ("data-free", "iterative", "shuffled", "dynamic")}
+    return rows | ({"dynamic (strides)": _m("dynamic", **STRIDED)} if preset in _NATURAL else {})
+
+
+def scores(preset: str, metric: str) -> dict[str, tuple[float, float]]:
+    """Mean and standard deviation over seeds of a metric, as Table 2 calls it, for each of :func:`ways` that
+    was run; the deviation of one seed is 0."""
+    found = {
+        name: ledger.over_seeds(preset, _named(metric, preset), where) for name, where in ways(preset).items()
+    }
+    return {name: (s.mean, 0.0 if math.isnan(s.std) else s.std) for name, s in found.items() if s is not None}
+
+
+def sheet(preset: str, rows: Mapping[str, Mapping] | None = None, seed: int = 0, n: int = 12):
+    """Samples of the ledger's runs of a seed, one row per run (default: :func:`ways`), column by column from the
+    same noise; or a line that says that none was run."""
+    rows = ways(preset) if rows is None else rows
+    found = {name: ledger.samples(preset, dict(where)).get(seed) for name, where in rows.items()}
+    shown = {name: images[:n] for name, images in found.items() if images is not None}
+    return plots.sample_sheet(shown) if shown else Table(f"Samples at `{preset}`, seed {seed}: not run.")
 
 
 def _folded(chosen: list, found: list) -> str:
@@ -594,9 +627,6 @@ def curves(presets: Iterable[str] = ("digits", "cifar16", "cifar10")) -> Table:
 # -- the sweep ----------------------------------------------------------------------------------------
 
 
-STRIDED = {"rho": 0.04, "stride": 100}  # the pool that `dkdm distill` takes, at T = 1000
-
-
 def _natural(name: str) -> list[tuple[dict, bool]]:
     """The rows of the small presets of natural images, in the order in which they are to be made."""
     rows = [(_m("teacher"), True), (_m("dynamic"), True), (_m("dynamic", **STRIDED), False)]
@@ -630,7 +660,7 @@ def sweep(preset: Preset, seeds: Iterable[int]) -> dict[str, tuple[Run, bool]]:
         wheres = [(_m("dynamic", rho=SIZES[1], stride=k), False) for k in STRIDES]
         wheres += [(_m("dynamic", rho=rho, stride=k), False) for rho in SIZES for k in (1, 10)]
         wheres += [(_m("dynamic", storage=storage), False) for storage in STORED]
-    elif preset.name in ("cifar16", "cifar10-short"):
+    elif preset.name in _NATURAL:
         wheres = _natural(preset.name)
     elif preset.name in CAST:
         cast = CAST[preset.name]

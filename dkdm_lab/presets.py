@@ -114,8 +114,10 @@ _DIGITS = Preset(
     samples=2000,
     curve=5,
     live={
+        "pipeline": "digits-teacher",
+        "teacher_seed": 0,
         "batch_size": 64,
-        "teacher_iterations": 450,
+        "teacher_iterations": 450,  # of chapter 2's, which trains one itself
         "iterations": 350,
         "steps": 25,
         "samples": 300,
