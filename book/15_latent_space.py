@@ -15,7 +15,7 @@
 # *latent*, and the diffusion model denoises latents ([Rombach et al., 2022](references.md)). For DKDM that changes nothing: a pool of
 # noisy latents is a pool. It changes what everybody else has to pay, for real images must be encoded first.
 #
-# **What you'll do.** Train an autoencoder, a teacher on its latents, and distil that; then count who pays for encoding.
+# **What you'll do.** Look at an autoencoder, distil a teacher of its latents, and count who pays for encoding.
 #
 # **What you'll learn.** How DKDM works for latent models, and what its speed there is measured against.
 #
@@ -49,7 +49,7 @@ run = runs.Run(settings, "dynamic", seed)
 # ## The autoencoder
 #
 # The paper's latents are those of VQ-f4 ([Esser et al., 2021](references.md); [Rombach et al., 2022](references.md)): an image of $256 \times 256 \times 3$
-# values becomes $64 \times 64 \times 3$. Ours is the same kind of network, small: a digit of $8 \times 8$ pixels
+# values becomes $64 \times 64 \times 3$. Ours, in `book/models/digits-latent-teacher`, is the same kind of network, small: a digit of $8 \times 8$ pixels
 # becomes $4 \times 4 \times 3$. The upper row shows digits, the lower one what is left of them after encoding and
 # decoding.
 
@@ -256,10 +256,10 @@ ledger.table("digits-latent", ways)
 # ## The result beside the paper
 
 # %%
-paper.beside("Table 3", "celebahq256", "FID", small="digits-latent")
+paper.beside("Table 3", "celebahq256", "FID", small=["digits-latent"])
 
 # %%
-paper.beside("Table 3", "ffhq256", "FID", small="digits-latent")
+paper.beside("Table 3", "ffhq256", "FID", small=["digits-latent"])
 
 # %%
 paper.verdicts("15_latent_space")

@@ -23,7 +23,6 @@
 # **What you need.** [Chapter 6](06_dynamic.ipynb). [Chapter 15](15_latent_space.ipynb) and [chapter 17](17_conditions.ipynb) are about two of the kinds.
 
 # %% tags=["parameters"]
-live = True  # teachers sized for a laptop; False trains them at full size
 seed = 0
 iterations = 200  # of each distillation
 
@@ -31,10 +30,10 @@ iterations = 200  # of each distillation
 import json
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 from diffusers.utils import logging
 
-from dkdm_lab import plots, presets, runs
+from dkdm_lab import models, plots, presets
 from dkdm_lab.data import cache_dir, to_uint8
 from dkdm_lab.distill import Distillation, distill
 from dkdm_lab.pipelines import Pipeline
@@ -70,32 +69,15 @@ for prediction, output in (("v_prediction", v), ("sample", x0)):
 # variance is fixed has no $p$ of its own to learn from: its student has $L'_\text{simple}$ alone. If the folder has an
 # autoencoder, the denoiser works on its latents; if the network takes labels or prompts, so will the pool.
 #
-# ## Three teachers, saved
+# ## Three teachers
 #
 # A U-Net for digits in pixels, one for the latents of [chapter 15](15_latent_space.ipynb), and one that takes labels, from
-# [chapter 17](17_conditions.ipynb). All are trained on real digits. We write them in the layout of diffusers.
+# [chapter 17](17_conditions.ipynb). Their folders lie in `book/models/`, in the layout of diffusers.
 
 # %%
 kinds = ("digits", "digits-latent", "digits-classes")
-folders = {}
-for kind in kinds:
-    settings = presets.get(kind, live=live)
-    process, run = settings.diffusion(), runs.Run(settings, "teacher", seed)
-    teacher, vae = run.model(), run.vae()
-    folder = cache_dir() / "pipelines" / kind / run.name / "teacher"
-    if vae is None:
-        teacher.save_pretrained(folder, process)
-    else:
-        first, last = process.betas[[0, -1]].tolist()
-        scheduler = DDIMScheduler(
-            num_train_timesteps=process.T,
-            beta_schedule="scaled_linear",
-            beta_start=first,
-            beta_end=last,
-            clip_sample=False,
-        )
-        Pipeline(teacher, scheduler, vae).save(folder, teacher, {})
-    folders[kind] = folder
+folders = {kind: models.find(f"{kind}-teacher") for kind in kinds}
+for kind, folder in folders.items():
     print(f"{kind:15s}", ", ".join(sorted(f.name for f in folder.iterdir())))
 
 # %% [markdown]
@@ -126,7 +108,7 @@ def student_of(kind):
     teacher = teachers[kind]
     options = {"batch_size": 64, "lr": 1e-3, "ema": 0.99}
     name = "-".join(f"{k}={v}" for k, v in options.items())
-    out = folders[kind].with_name(f"student-{iterations}-{name}")
+    out = cache_dir() / "pipelines" / kind / f"student-{iterations}-{name}-{seed}"
     settings = Distillation(kind, "x0.5", iterations, seed=seed, **options)
     if not (out / "README.md").is_file():  # which it writes in the end
         takes_labels = teacher.denoiser.condition == "class"

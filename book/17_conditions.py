@@ -47,7 +47,7 @@ labels, null = run.conditions.values, run.conditions.null
 # tenth of its training images came with an eleventh label, $\varnothing$, which stands for "any". So the same network
 # knows the digits of each class, and all digits together.
 #
-# A row a class, no guidance:
+# One row per class, no guidance:
 
 # %%
 teacher = runs.Run(settings, "teacher", seed).model()

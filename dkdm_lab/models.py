@@ -10,7 +10,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from dkdm_lab.files import whole_folder, write_json
@@ -73,29 +72,44 @@ def check(folder: Path) -> None:
 def publish(run, folder: str | Path) -> Path:
     """Write the model of a finished run to ``folder``: weights in 16 bits, card and manifest. The folder
     appears whole or not at all; ValueError where it holds anything already, or the run is not finished."""
-    from diffusers import DDPMPipeline
-
     from dkdm_lab.networks import ddpm_scheduler
+    from dkdm_lab.pipelines import Pipeline
 
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: found files there, expected an empty or a new folder")
     if run.status != "finished":
         raise ValueError(f"{run.folder}: found a run that is {run.status}, expected a finished one")
-    result, model = run.result(), run.model()
+    result, model, vae = run.result(), run.model().cpu(), run.vae()
+    for network in (model.network, vae):
+        if network is not None:
+            nn.Module.half(network)  # diffusers' own warns of layers that are not there
     with whole_folder(folder) as new:
-        network = nn.Module.half(model.network.cpu())  # diffusers' own warns of layers that are not there
-        network.to(memory_format=torch.contiguous_format)
-        DDPMPipeline(network, ddpm_scheduler(run.diffusion, model.learns_variance)).save_pretrained(new)
+        if vae is None:
+            model.save_pretrained(new, run.diffusion)
+        else:
+            scheduler = ddpm_scheduler(run.diffusion, model.learns_variance)
+            if run.preset.sampler == "ddim":
+                scheduler = _as_ddim(scheduler)
+            Pipeline(model, scheduler, vae.cpu()).save(new, model, {})
         weights = sorted(str(file.relative_to(new)) for file in new.rglob("*.safetensors"))
+        kept = ("settings", "metrics", "of_iteration", "parameters", "wall_s", "made_with")
         manifest = {
             "sha256": {name: _digest((new / name).read_bytes()) for name in weights},
-            **{key: result[key] for key in ("settings", "metrics", "of_iteration", "parameters", "wall_s")},
-            "made_with": result["made_with"],
+            "variance": "learned" if model.learns_variance else "fixed",
+            **{key: result[key] for key in kept},
         }
         write_json(new / MANIFEST, manifest)
         (new / "README.md").write_text(_card(folder.name, manifest), encoding="utf-8")
     return folder
+
+
+def _as_ddim(scheduler):
+    """The same process for DDIM, whose levels are whole strides from 0."""
+    from diffusers import DDIMScheduler
+
+    names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "clip_sample")
+    return DDIMScheduler(**{name: scheduler.config[name] for name in names}, timestep_spacing="leading")
 
 
 def _manifest(folder: Path) -> dict:
@@ -124,6 +138,15 @@ def _card(name: str, manifest: dict) -> str:
     )
     counts = manifest["metrics"]
     flips = ", half of them mirrored" if settings["flip"] else ""
+    clipped = ", x_0 clipped to [-1, 1]" if settings["clip"] else ""
+    in_latents = (
+        f"; in the latents of a small autoencoder, `{settings['autoencoder']}`, which lies here too"
+        if (settings.get("autoencoder"))
+        else ""
+    )
+    network = f"U-Net `{settings['teacher']}`, {manifest['parameters']:,} parameters"
+    network += f", {manifest['variance']} variance"
+    network += f", takes {settings['classes']} labels and one for none" if settings.get("classes") else ""
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -141,8 +164,8 @@ model from an existing one, without any data set. It is no end in itself.
 | | |
 |---|---|
 | trained on | {_DATA[settings["data"]]} |
-| network | ADM's U-Net, {manifest["parameters"]:,} parameters, learned variance; weights in 16 bits |
-| process | {settings["schedule"]} schedule, T = {settings["T"]:,}, x_0 clipped to [-1, 1] |
+| network | {network}; weights in 16 bits |
+| process | {settings["schedule"]} schedule, T = {settings["T"]:,}{clipped}{in_latents} |
 | training | Algorithm 2 (L_hybrid), {settings["teacher_iterations"]:,} iterations of batch size \
 {settings["batch_size"]}{flips}, AdamW at {settings["teacher_lr"]:g}, EMA {settings["teacher_ema"]:g}, seed \
 {settings["seed"]} |

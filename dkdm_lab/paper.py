@@ -540,8 +540,8 @@ def numbers(place: str, small: Iterable[str] = ("cifar16", "digits")) -> Table:
 
 
 def ways(preset: str) -> dict[str, dict]:
-    """The ways to train a student that Table 2 and Fig. 4a compare at a preset, and its teacher, by the names of
-    their rows."""
+    """The ways to train a student that Table 2 and Fig. 4a compare at a preset, and its teacher, by the names
+    of their rows."""
     limited = {f"data-limited {f:.0%}": _m("data-limited", real_fraction=f) for f in _fractions(preset)}
     rows = {"teacher": _m("teacher"), "data-based": _m("data-based"), **limited}
     rows |= {name: _m(name) for name in ("data-free", "iterative", "shuffled", "dynamic")}
@@ -558,8 +558,8 @@ def scores(preset: str, metric: str) -> dict[str, tuple[float, float]]:
 
 
 def sheet(preset: str, rows: Mapping[str, Mapping] | None = None, seed: int = 0, n: int = 12):
-    """Samples of the ledger's runs of a seed, one row per run (default: :func:`ways`), column by column from the
-    same noise; or a line that says that none was run."""
+    """Samples of the ledger's runs of a seed, one row per run (default: :func:`ways`), column by column from
+    the same noise; or a line that says that none was run."""
     rows = ways(preset) if rows is None else rows
     found = {name: ledger.samples(preset, dict(where)).get(seed) for name, where in rows.items()}
     shown = {name: images[:n] for name, images in found.items() if images is not None}

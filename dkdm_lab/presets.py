@@ -187,7 +187,8 @@ PRESETS = {
             sampler="ddim",
             autoencoder="digits-vq",
             live={
-                "teacher_iterations": 600,
+                "pipeline": "digits-latent-teacher",
+                "teacher_seed": 0,
                 "iterations": 300,
                 "steps": 25,
                 "samples": 300,
@@ -217,7 +218,8 @@ PRESETS = {
             curve=1,
             classes=10,
             live={
-                "teacher_iterations": 350,
+                "pipeline": "digits-classes-teacher",
+                "teacher_seed": 0,
                 "iterations": 220,
                 "steps": 25,
                 "samples": 200,
