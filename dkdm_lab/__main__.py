@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
         "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings",
         help="a setting of the study",
     )  # fmt: skip
+    study.add_argument(
+        "--publish", action="store_true", help="keep the parts in book/models, where others find them made"
+    )
     distil = commands.add_parser(
         "distill",
         help="distil a teacher to a student, without a data set",
@@ -226,6 +229,9 @@ def _study(options: argparse.Namespace) -> None:
     for number, part in enumerate(parts, 1):
         where = f"[{number}/{len(parts)}] {study.name}/seed{part.seed}/{part.label}"
         print(f"{where}: {part.status}", flush=True)
+        if options.publish:
+            print(f"    {part.publish()}", flush=True)
+            continue
         studies.enter(part)
         print(f"    {part.result().get('metrics', 'made')}", flush=True)
 

@@ -80,7 +80,7 @@ DISCARDS = (0.0, 0.25, 0.5)  # Sec. 11 names no values
 STRIDES = (1, 2, 5, 10, 20)
 SIZES = (0.02, 0.04, 0.4)
 STRIDED = {"rho": 0.04, "stride": 100}  # the pool that `dkdm distill` takes, at T = 1000
-_NATURAL = ("cifar16", "cifar10-short")  # presets of natural images for small machines
+NATURAL_SMALL = ("cifar16", "cifar10-short")  # presets of natural images for small machines
 STORED = ("bfloat16", "float16")  # what a pool may lie in that rounds it
 
 
@@ -545,7 +545,7 @@ def ways(preset: str) -> dict[str, dict]:
     limited = {f"data-limited {f:.0%}": _m("data-limited", real_fraction=f) for f in _fractions(preset)}
     rows = {"teacher": _m("teacher"), "data-based": _m("data-based"), **limited}
     rows |= {name: _m(name) for name in ("data-free", "iterative", "shuffled", "dynamic")}
-    return rows | ({"dynamic (strides)": _m("dynamic", **STRIDED)} if preset in _NATURAL else {})
+    return rows | ({"dynamic (strides)": _m("dynamic", **STRIDED)} if preset in NATURAL_SMALL else {})
 
 
 def scores(preset: str, metric: str) -> dict[str, tuple[float, float]]:
@@ -660,7 +660,7 @@ def sweep(preset: Preset, seeds: Iterable[int]) -> dict[str, tuple[Run, bool]]:
         wheres = [(_m("dynamic", rho=SIZES[1], stride=k), False) for k in STRIDES]
         wheres += [(_m("dynamic", rho=rho, stride=k), False) for rho in SIZES for k in (1, 10)]
         wheres += [(_m("dynamic", storage=storage), False) for storage in STORED]
-    elif preset.name in _NATURAL:
+    elif preset.name in NATURAL_SMALL:
         wheres = _natural(preset.name)
     elif preset.name in CAST:
         cast = CAST[preset.name]

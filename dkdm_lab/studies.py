@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Iterable
@@ -29,9 +30,10 @@ from dkdm_lab import ledger, networks, presets
 from dkdm_lab.classifier import TEMPERATURE, Classifier, accuracy, train_classifier
 from dkdm_lab.data import NoisedImages, cache_dir, load_images, load_labels, to_model
 from dkdm_lab.evaluation import compare
-from dkdm_lab.files import once, write_json
+from dkdm_lab.files import once, whole_folder, write_json
 from dkdm_lab.guidance import ClassifierLosses, VAELosses, synthesise
 from dkdm_lab.ledger import Spread, Table, spread
+from dkdm_lab.models import models_dir
 from dkdm_lab.networks import read_model
 from dkdm_lab.paper import Check, Claim
 from dkdm_lab.pipelines import Pipeline
@@ -435,7 +437,25 @@ class Part:
             return None
         return self._need("images").images(progress)
 
+    @property
+    def published(self) -> Path:
+        """Where the book keeps this part, if it does: teachers and guides that its chapters share."""
+        return models_dir() / f"{self.study.name}-study" / f"seed{self.seed}" / self.label
+
+    def publish(self) -> Path:
+        """Make the part and keep it in the book; ValueError where it is kept already."""
+        self.result()
+        if self.published.exists():
+            raise ValueError(f"{self.published}: found this part there already, expected no such folder")
+        with whole_folder(self.published) as new:
+            shutil.copytree(self.folder, new)
+        return self.published
+
     def _make(self, folder: Path, progress: bool) -> None:
+        kept = self.published / "result.json"
+        if kept.is_file() and json.loads(kept.read_text())["settings"] == self.settings:
+            shutil.copytree(self.published, folder)
+            return
         for need in self.needs():
             need.result(progress)
         started = time.perf_counter()

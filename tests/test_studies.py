@@ -285,3 +285,33 @@ def test_every_claim_is_shown_in_its_chapter():
     for claim in studies.CLAIMS:
         assert claim.text in studies.verdicts(claim.chapter)
         assert f'verdicts("{claim.chapter}")' in (BOOK / f"{claim.chapter}.py").read_text()
+
+
+# -- kept in the book ---------------------------------------------------------------------------------
+
+
+def test_a_part_of_the_book_is_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "models_dir", lambda: tmp_path / "models")
+    made = tiny("vae-teacher")
+    before = made.publish()
+    assert before == tmp_path / "models" / "digits-study" / "seed0" / made.label
+    monkeypatch.setenv("DKDM_DATA_CACHE", str(tmp_path / "another"))
+    monkeypatch.setattr(studies, "train_vae", None)  # nobody trains
+    again = tiny("vae-teacher")
+    assert again.status == "not begun"
+    weights = [torch.cat([p.flatten() for p in part.model().parameters()]) for part in (again, made)]
+    assert torch.equal(*weights)
+    assert again.folder.is_relative_to(tmp_path / "another")
+    with pytest.raises(ValueError, match="found this part there already"):
+        made.publish()
+
+
+def test_a_part_of_the_book_with_other_settings_is_made(tmp_path, monkeypatch):
+    """As after a change of what its study is by default."""
+    monkeypatch.setattr(studies, "models_dir", lambda: tmp_path / "models")
+    kept = tiny("classifier-teacher").publish() / "result.json"
+    result = json.loads(kept.read_text())
+    result["settings"]["classifier_lr"] = 1.0
+    kept.write_text(json.dumps(result))
+    monkeypatch.setenv("DKDM_DATA_CACHE", str(tmp_path / "another"))
+    assert tiny("classifier-teacher").result()["settings"]["classifier_lr"] != 1.0
