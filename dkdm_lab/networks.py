@@ -220,6 +220,7 @@ def find_folder(path: str | Path) -> Path:
 
 # Of a repository on the Hub: not the same weights again at its root, in half precision or for other programs.
 _NEEDED = ["*.json", "*.txt", "*/diffusion_pytorch_model*", "*/model*", "diffusion_pytorch_model*"]
+_NEEDED += ["README.md"]  # the card, for its licence
 _COPIES = ["*.fp16.*", "*.non_ema.*", "*.msgpack", "*.onnx*"]
 
 
