@@ -280,6 +280,9 @@ def diffusion_of(scheduler) -> GaussianDiffusion:
 def ddpm_scheduler(diffusion: GaussianDiffusion, learned_variance: bool) -> DDPMScheduler:
     """The diffusers scheduler that agrees with ``diffusion``; its tables are float32."""
     names = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled_linear": "scaled_linear"}
+    names |= {
+        name: name for name in names.values()
+    }  # diffusers' own, of a process that was read from a folder
     if diffusion.schedule not in names:
         raise ValueError(f"schedule: found {diffusion.schedule!r}, expected one of {sorted(names)}")
     return DDPMScheduler(

@@ -91,7 +91,7 @@ def sample_sheet(
         axis.spines[:].set_visible(False)
         axis.set(xticks=[], yticks=[])
     if columns:
-        middles = [column * (width + line) + width / 2 for column in range(number)]
+        middles = [column * (width + line) + (width - 1) / 2 for column in range(number)]
         axes[0, 0].set_xticks(middles, columns)
         axes[0, 0].tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, pad=2)
     (w, h), between = size, len(rows) * gap / (size[1] - top)

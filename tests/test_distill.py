@@ -365,3 +365,16 @@ def test_a_teacher_from_the_hub_is_the_base_model(tmp_path):
     teacher = Pipeline.from_pretrained(folder)
     distill(teacher, SETTINGS, tmp_path / "out", progress=False)
     assert head(tmp_path / "out")["base_model"] == "some-one/their-model"
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "scaled_linear"])
+def test_a_student_is_saved_with_the_process_of_a_teacher_that_was_read(schedule, tmp_path):
+    """As README's Python does: the process has diffusers' names then."""
+    process = getattr(GaussianDiffusion, schedule)(T)
+    networks.build("digits-53k").save_pretrained(tmp_path / "teacher", process)
+    teacher = Denoiser.from_pretrained(tmp_path / "teacher")
+    networks.build("digits-53k").save_pretrained(tmp_path / "student", teacher.diffusion)
+    student = Denoiser.from_pretrained(tmp_path / "student")
+    # The betas pass through diffusers' float32.
+    np.testing.assert_allclose(student.diffusion.betas, process.betas, rtol=1e-5)
+    assert (student.diffusion.clip, student.diffusion.variance) == (process.clip, process.variance)

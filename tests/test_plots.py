@@ -1,5 +1,7 @@
 """Figures: a logarithmic axis shows what is above 0 only."""
 
+import io
+
 import pytest
 import torch
 
@@ -26,7 +28,8 @@ def test_no_whisker_is_cut_off_at_zero(deviation, scale):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_sheet_has_a_labelled_row_for_each_name(channels):
     images = torch.randint(256, (3, channels, 8, 8), dtype=torch.uint8)
-    figure = plots.sample_sheet({"teacher": images, "data-limited 5%": 255 - images}, ["0", "1", "2"])
+    with plots.style():
+        figure = plots.sample_sheet({"teacher": images, "data-limited 5%": 255 - images}, ["0", "1", "2"])
     above, below = figure.axes
     assert [axis.get_ylabel() for axis in (above, below)] == ["teacher", "data-limited 5%"]
     assert below.yaxis.label.get_color() == plots.COLOURS["data-limited"]
@@ -34,9 +37,10 @@ def test_a_sheet_has_a_labelled_row_for_each_name(channels):
     assert above.images[0].get_interpolation() == "nearest"  # pixels stay pixels
     shown = above.images[0].get_array()
     for column, middle in enumerate(above.get_xticks()):  # each label stands over its own image
-        left = round(middle - 4)
+        left = round(middle - 3.5)
         expected = images[column].permute(1, 2, 0).squeeze(-1).numpy()
         assert (shown[:, left : left + 8] == expected).all()
+    figure.savefig(io.BytesIO(), dpi=figure.dpi)  # which lays it out
     box = above.get_window_extent()
     assert box.width / 3 / figure.dpi == pytest.approx(0.9, rel=0.05)  # an image is 0.9 inches wide
     assert all(text.get_window_extent().x0 >= 0 for text in (above.yaxis.label, below.yaxis.label))
