@@ -362,16 +362,17 @@ def _card(
 ) -> str:
     """The model card, as the Hub shows it."""
     fid, metrics = "not measured", result.get("metrics")
-    unknown = ["FID, precision and recall against real images: no data set was at hand"]
+    unknown = ["FID, precision and recall against real images, for no data set was at hand."]
     if metrics:
         fid = format(metrics["FID'"], ".2f")
         unknown.append(
             f"FID' compares {metrics['N']:,} of its images, drawn in {metrics['steps']} steps, with as many "
-            "of its teacher's, not with real ones"
+            "of its teacher's, not with real ones."
         )
     else:
-        unknown.append("how near its samples come to its teacher's (FID'): the losses do not say it")
-    unknown.append("what its teacher should not have learned, as biases or images known by heart")
+        unknown.append("How near its samples come to its teacher's (FID'), which the losses do not say.")
+    unknown.append("What its teacher should not have learned, as biases or images known by heart.")
+    open_questions = "\n".join(f"- {what}" for what in unknown)
     smaller = result["parameters"] / result["teacher_parameters"]
     guided = f", guided by {settings.guidance:g} on their way" if settings.guidance != 1 else ""
     strides = f", strides of {result['stride']} steps" if result["stride"] != 1 else ""
@@ -404,7 +405,7 @@ The losses compare the student with its teacher on the teacher's own noisy sampl
 
 ## What was not evaluated
 
-{chr(10).join(f"- {what}." for what in unknown)}
+{open_questions}
 
 ## Licence
 
