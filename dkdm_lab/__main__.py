@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import signal
 import sys
 import threading
@@ -82,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
         "distill",
         help="distil a teacher to a student, without a data set",
         description="Train a student from a teacher alone and write it as a pipeline of the teacher's kind. "
-        "Called again, it goes on where it was stopped.",
+        "With it come its card, its losses and a sheet of its samples beside the teacher's. Called again, "
+        "it goes on where it was stopped.",
     )
     distil.add_argument(
         "teacher", help="a diffusers pipeline's folder, a Hub id, an ADM file (.pt) or CompVis' LDM (.ckpt)"
@@ -116,7 +118,10 @@ def _parser() -> argparse.ArgumentParser:
         "--compile", nargs="?", const="default", metavar="MODE",
         help="compile both networks by torch.compile; reduce-overhead records CUDA graphs",
     )  # fmt: skip
-    distil.add_argument("--lr", type=float, default=argparse.SUPPRESS)
+    distil.add_argument(
+        "--lr", type=float, default=argparse.SUPPRESS,
+        help="default: 1e-4, and up to 1e-3 for fewer than 10,000 iterations",
+    )  # fmt: skip
     distil.add_argument("--ema", type=float, default=argparse.SUPPRESS)
     distil.add_argument(
         "--guidance", type=float, default=argparse.SUPPRESS, help="of the teacher while the pool moves"
@@ -125,6 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     distil.add_argument(
         "--evaluate", type=int, default=0, metavar="N", help="compare N images with N of the teacher's (FID')"
     )
+    distil.add_argument(
+        "--samples", type=int, default=8, metavar="N",
+        help="columns of the sheet of samples beside the teacher's, at most; 0 for none (default: 8)",
+    )  # fmt: skip
     distil.add_argument("--schedule", choices=("cosine", "linear"), default="cosine", help="of an ADM file")
     distil.add_argument("--steps", type=int, default=1000, help="T, of an ADM file (default: 1000)")
     distil.add_argument("--size", type=int, help="of an ADM file's images (32) or a .ckpt's latents (64)")
@@ -279,7 +288,16 @@ def _distill(options: argparse.Namespace) -> None:
     names = [field.name for field in dataclasses.fields(distill.Distillation)]
     given = {name: getattr(options, name) for name in names if name in options}  # the rest has its defaults
     settings = distill.Distillation(**given)
-    distill.distill(teacher, settings, options.out, conditions, options.evaluate, compile=options.compile)
+    distill.distill(
+        teacher,
+        settings,
+        options.out,
+        conditions,
+        options.evaluate,
+        compile=options.compile,
+        samples=options.samples,
+        report=functools.partial(print, flush=True),
+    )
     print(options.out)
 
 

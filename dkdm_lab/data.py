@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -308,10 +308,17 @@ class Conditions:
 
     Sources keep a sample's condition as its index here. null: the condition that stands for none, shaped as
     one of ``values``; without it nothing is dropped and nothing can be guided. dropout: the share of a batch
-    whose condition is replaced by the null one, as classifier-free guidance is trained.
+    whose condition is replaced by the null one, as classifier-free guidance is trained. names: what each is
+    called, as the prompts behind embeddings; None where nobody can say, and for labels, which are numbers.
     """
 
-    def __init__(self, values: Tensor, null: Tensor | None = None, dropout: float = 0.1):
+    def __init__(
+        self,
+        values: Tensor,
+        null: Tensor | None = None,
+        dropout: float = 0.1,
+        names: Sequence[str] | None = None,
+    ):
         if len(values) == 0:
             raise ValueError("conditions: found none, expected at least one")
         if null is not None and null.shape != values.shape[1:]:
@@ -320,7 +327,9 @@ class Conditions:
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: found {dropout}, expected a share in [0, 1)")
-        self.values, self.null = values, null
+        if names is not None and len(names) != len(values):
+            raise ValueError(f"names: found {len(names)}, expected one for each of {len(values)} conditions")
+        self.values, self.null, self.names = values, null, names
         self.dropout = 0.0 if null is None else dropout
         self._table = values if null is None else torch.cat([values, null[None]])  # NULL is its last row
 
@@ -339,7 +348,7 @@ class Conditions:
     def to(self, device: str | torch.device) -> Conditions:
         """The same on another device."""
         null = None if self.null is None else self.null.to(device)
-        return Conditions(self.values.to(device), null, self.dropout)
+        return Conditions(self.values.to(device), null, self.dropout, self.names)
 
 
 class NoisedImages:
