@@ -16,6 +16,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
+from dkdm_lab import budget
+
 
 @contextlib.contextmanager
 def whole(file: Path) -> Iterator[Path]:
@@ -86,13 +88,16 @@ def _system_error(error: BaseException | None) -> int | None:
 
 @contextlib.contextmanager
 def alone(folder: Path, wait: bool = True) -> Iterator[None]:
-    """One process at a time for ``folder``. Another waits, or without ``wait`` is refused with a
-    RuntimeError. The system lets go of a dead process's lock."""
+    """One process at a time for ``folder``. Another waits, as long as its budget lets it, or without ``wait``
+    is refused with a RuntimeError. The system lets go of a dead process's lock."""
     with explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=-1 if wait else 0)
+            longest = budget.left() if wait else 0
+            lock = FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=longest)
         except Timeout:
+            if wait:
+                budget.check()
             raise RuntimeError(
                 f"{folder}: another process is at work here; wait for it, or stop it"
             ) from None

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from dkdm_lab import ranks
+from dkdm_lab import budget, ranks
 from dkdm_lab.files import explained
 
 FORMAT = 1
@@ -103,6 +103,7 @@ class Snapshots:
                 with contextlib.suppress(OSError):
                     self.folder.rmdir()  # if nothing is in it
             raise problem or OSError(next(filter(None, problems)))
+        budget.kept()
 
     def newest(self) -> Snapshot | None:
         """The newest snapshot that is whole; None where there is none at all.
