@@ -43,7 +43,7 @@ class Budget:
 
 
 _running: list[Budget] = []
-_now = time.monotonic
+now = time.monotonic
 
 
 def minutes_of(value) -> float:
@@ -64,7 +64,7 @@ def budget(minutes: float | None) -> Iterator[Budget]:
     Errors: ValueError for minutes that are no finite number above 0. Inside: :class:`OutOfTime`.
     """
     minutes = math.inf if minutes is None else minutes_of(minutes)
-    _running.append(Budget(minutes, _now() + 60 * minutes))
+    _running.append(Budget(minutes, now() + 60 * minutes))
     try:
         yield _running[-1]
     finally:
@@ -73,7 +73,7 @@ def budget(minutes: float | None) -> Iterator[Budget]:
 
 def left() -> float:
     """The seconds that are left, 0 at the least; infinite without a budget."""
-    return max(0.0, min((b.deadline for b in _running), default=math.inf) - _now())
+    return max(0.0, min((b.deadline for b in _running), default=math.inf) - now())
 
 
 def over() -> bool:
@@ -110,6 +110,6 @@ def each(items: Iterable[Item]) -> Iterator[Item]:
     took = 0.0
     for item in items:
         check(took)
-        started = _now()
+        started = now()
         yield item
-        took = _now() - started
+        took = now() - started

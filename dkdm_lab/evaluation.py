@@ -277,10 +277,15 @@ def _extractor(features: str, layers: list[str]) -> FeatureExtractorBase:
     return extractor
 
 
+def statistics_file(reference: Tensor, features: str) -> Path:
+    """Where the statistics of reference images are kept in data_cache."""
+    yardstick = digits_classifier_hash() if features == "digits" else _inception_hash()
+    return cache_dir() / "statistics" / f"{content_hash(reference)}-{len(reference)}-{yardstick}.pt"
+
+
 def _reference_statistics(reference: Tensor, features: str) -> _Statistics:
     """The reference's statistics: read where they were computed before, by content, never by name."""
-    yardstick = digits_classifier_hash() if features == "digits" else _inception_hash()
-    file = cache_dir() / "statistics" / f"{content_hash(reference)}-{len(reference)}-{yardstick}.pt"
+    file = statistics_file(reference, features)
     with contextlib.suppress(Exception):  # none there, or one that cannot be read: made anew
         return _Statistics(**torch.load(file, weights_only=True))
     found = _Statistics.of(reference, features, spatial=features == "inception", logits=False)

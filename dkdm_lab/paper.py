@@ -534,7 +534,7 @@ def sweep(preset: Preset, seeds: Iterable[int]) -> dict[str, tuple[Run, bool]]:
     for seed in seeds:
         for where, primed in wheres:
             changes = {name: value for name, value in where.items() if name != "method"}
-            run = Run(preset.replace(**changes), where["method"], seed)
+            run = Run(preset.replace(**changes), where["method"], seed).shared()
             for each in run.needs():
                 found.setdefault(each.name, (each, False))
             _, before = found.get(run.name, (run, False))

@@ -60,7 +60,7 @@ class Preset:
     classes: int | None = None  # how many labels a class-conditional teacher takes; the next one is for none
     guidance: float = 1.0  # of a class-conditional teacher while pools move
     sample_guidance: float = 3.0  # of the second evaluation of a class-conditional model, beside that without
-    live: dict = field(default_factory=dict)  # what `make book` changes, to fit its time
+    live: dict = field(default_factory=dict, hash=False)  # what `make book` changes, to fit its time
 
     def replace(self, **changes) -> Preset:
         """This preset with other values; ValueError for a name it does not have."""

@@ -1,9 +1,10 @@
 """Runs: one training and its score. What it was asked, where it lies, how far it is, what came out.
 
 A run's folder, ``data_cache/runs/<preset>/<name>/``, holds ``settings.json``, ``checkpoints/`` while it
-is under way (of a ``synthetic`` run: the parts of its set that are drawn), ``model/`` (diffusers' format) and ``result.json`` when it is finished. A finished run is
+is under way, ``model/`` (diffusers' format) and ``result.json`` when it is finished. A finished run is
 read, an interrupted one resumed, and a folder made with other settings is never reused. One kind of run
-trains nothing: ``synthetic`` is the teacher's data set of Table 4, kept as ``images.npz``.
+trains nothing: ``synthetic`` is the teacher's data set of Table 4, kept as ``images.npz``; while it is under
+way, ``checkpoints/`` holds the parts of it that are drawn.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from dkdm_lab.data import (
     models_dir,
     to_uint8,
 )
-from dkdm_lab.evaluation import class_accuracy, digits_classifier_hash, energy_distance, score
 from dkdm_lab.diffusion import progress_bar
+from dkdm_lab.evaluation import class_accuracy, digits_classifier_hash, energy_distance, score
 from dkdm_lab.files import alone, explained, once, whole, write_json
 from dkdm_lab.networks import Denoiser, Guided, read_model
 from dkdm_lab.pipelines import Pipeline, decode, encode
@@ -505,13 +506,21 @@ class Run:
         if not file.is_file():
             return
         found = json.loads(file.read_text())
-        for key in sorted((found.keys() | self.settings.keys()) - ON_THE_WAY):
+        if key := other_setting(found, self.settings):
             made_with = found.get(key, _LATER.get(key))
-            if made_with != self.settings.get(key):
-                raise ValueError(
-                    f"{self.folder}: this run was made with {key} = {made_with!r}, expected "
-                    f"{self.settings.get(key)!r}; move the folder away to run anew"
-                )
+            raise ValueError(
+                f"{self.folder}: this run was made with {key} = {made_with!r}, expected "
+                f"{self.settings.get(key)!r}; move the folder away to run anew"
+            )
+
+
+def other_setting(found: dict, expected: dict) -> str | None:
+    """The first setting in which two runs differ that decides their outcome; None for none. One that came
+    later than a run has there the value that it was made with."""
+    for key in sorted((found.keys() | expected.keys()) - ON_THE_WAY):
+        if found.get(key, _LATER.get(key)) != expected.get(key, _LATER.get(key)):
+            return key
+    return None
 
 
 def cost(result: dict, iteration: int | None = None) -> float:
@@ -524,14 +533,25 @@ def cost(result: dict, iteration: int | None = None) -> float:
     settings = result["settings"]
     iterations = settings["iterations"]
     iteration = iterations if iteration is None else iteration
-    student = networks.flops(settings["student"])
-    named = settings.get("teacher", "exact")
-    teacher = 0 if named == "exact" else networks.flops(named)
-    in_turns = 0.0  # the pool's evaluations an iteration; a discarded turn costs as much as a shown one
-    if settings["method"] in POOLS:
-        in_turns = settings["batch_size"] / (1 - settings["discard"])
-    before = max(0.0, result["teacher_evaluations"] - in_turns * iterations)
-    return before * teacher + iteration * (3 * settings["batch_size"] * student + in_turns * teacher)
+    before = max(0.0, result["teacher_evaluations"] - _in_turns(settings) * iterations)
+    return before * operations(settings.get("teacher", "exact")) + iteration * operations_per_step(settings)
+
+
+def operations(network: str) -> float:
+    """Floating-point operations of one evaluation of a named network; the toy's exact teacher counts none."""
+    return 0.0 if network == "exact" else networks.flops(network)
+
+
+def operations_per_step(settings: dict) -> float:
+    """Floating-point operations of one training step, from a run's settings, as :func:`cost` counts them."""
+    student = settings["teacher" if settings["method"] == "teacher" else "student"]
+    in_turns = _in_turns(settings) * operations(settings.get("teacher", "exact"))
+    return 3 * settings["batch_size"] * operations(student) + in_turns
+
+
+def _in_turns(settings: dict) -> float:
+    """A pool's evaluations of its teacher per iteration; a discarded turn costs as much as a shown one."""
+    return settings["batch_size"] / (1 - settings["discard"]) if settings["method"] in POOLS else 0.0
 
 
 def curve(result: dict, metric: str) -> tuple[list[int], list[float]]:

@@ -85,9 +85,9 @@ def train(
     Returns the student with averaged weights, in eval mode, and the history. ``student`` itself is left
     with its last raw weights. Errors: :class:`~dkdm_lab.budget.Stopped` on SIGINT or SIGTERM, once all is
     saved; a second one stops at once. :class:`~dkdm_lab.budget.OutOfTime`, saved too, after the step in which
-    a :func:`~dkdm_lab.budget.budget` ends. FloatingPointError for a loss that is not finite, or L_simple above :data:`LOSS_LIMIT`.
-    RuntimeError where another process trains in ``checkpoint``; for a checkpoint that cannot be used see
-    :meth:`~dkdm_lab.snapshots.Snapshots.newest`.
+    a :func:`~dkdm_lab.budget.budget` ends. FloatingPointError for a loss that is not finite, or L_simple
+    above :data:`LOSS_LIMIT`. RuntimeError where another process trains in ``checkpoint``; for a checkpoint
+    that cannot be used see :meth:`~dkdm_lab.snapshots.Snapshots.newest`.
     """
     if getattr(source, "shape", student.shape) != student.shape:
         raise ValueError(f"shapes: the source yields {source.shape}, but the student takes {student.shape}")
