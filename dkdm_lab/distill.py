@@ -160,7 +160,7 @@ def compare(
                     condition=condition,
                     seed=seed + number,
                     device=device(),
-                    callback=lambda *_: budget.check(),
+                    callback=budget.between_steps,
                 )
             )
         )

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -104,7 +105,7 @@ def alone(folder: Path, wait: bool = True) -> Iterator[None]:
             lock = FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=longest)
         except Timeout:
             if wait:
-                budget.check()
+                budget.check(math.inf)  # its time is over
             raise RuntimeError(
                 f"{folder}: another process is at work here; wait for it, or stop it"
             ) from None

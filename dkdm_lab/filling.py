@@ -29,9 +29,9 @@ class Task:
         return f"{self.run.preset.name}/{self.run.name}" + (", FID'" if self.primed else "")
 
     def needs(self) -> list[Task]:
-        """What it stands on and is not there yet."""
+        """What it stands on and is not there yet; a teacher that is only read is there."""
         runs = [self.run, self.run.synthetic_run()] if self.primed else self.run.needs()
-        return [Task(run) for run in runs if run.status != "finished"]
+        return [Task(run) for run in runs if run.status != "finished" and not run.given]
 
     def operations(self) -> float:
         """What is left of it to be computed, without what it needs; 0 for a run that is finished."""
@@ -98,6 +98,7 @@ def missing(wanted: Iterable[tuple[Run, bool]]) -> list[Task]:
 
 def in_order(tasks: Iterable[Task]) -> list[Task]:
     """The tasks and what they need, the cheapest next each time: by itself and with what it still needs."""
+    tasks = list(dict.fromkeys(tasks))
     needs: dict[Task, list[Task]] = {}
 
     def look(task: Task) -> None:
@@ -115,7 +116,7 @@ def in_order(tasks: Iterable[Task]) -> list[Task]:
         look(task)
     costs = {task: task.operations() for task in needs}
     order: dict[Task, None] = {}
-    left = list(dict.fromkeys(tasks))
+    left = tasks
     while left:
         cheapest = min((chain(task) for task in left), key=lambda each: sum(costs[task] for task in each))
         order |= dict.fromkeys(cheapest)

@@ -152,10 +152,10 @@ class Run:
             return p.synthetic_images
         if self.method != "teacher":
             return p.iterations
-        return 0 if self._given else p.teacher_iterations
+        return 0 if self.given else p.teacher_iterations
 
     @property
-    def _given(self) -> bool:
+    def given(self) -> bool:
         """Whether this is a teacher that is not trained here."""
         return self.method == "teacher" and bool(self.preset.pipeline or self.preset.teacher == "exact")
 
@@ -346,7 +346,7 @@ class Run:
             self._generate(progress)
             return
         started, p = time.perf_counter(), self.preset
-        if self._given:
+        if self.given:
             model = self.model()
             ranks.mains_work(lambda: self._finish({"metrics": self._score(model)}, started))
             return
@@ -462,7 +462,7 @@ class Run:
             first=first,
             seed=seed,
             device=device(),
-            callback=lambda *_: budget.check(),
+            callback=budget.between_steps,
         )
         latent = p.autoencoder or (p.pipeline and self._pipeline.vae is not None)
         return x if p.data == "toy" or latent else to_uint8(x)
