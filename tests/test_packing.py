@@ -90,7 +90,7 @@ def files_in(folder):
 def test_a_run_under_way_ends_elsewhere_as_if_it_had_stayed(
     changes, at, tmp_path, cache, elsewhere, monkeypatch
 ):
-    """And back at home as well: it stops in its warm-up and scores' wake, moves, and moves again, finished."""
+    """It moves under way, is finished there, and moves back."""
     run = toy(**changes)
     stayed = outcome(run), weights(run)
     shutil.rmtree(cache / "runs")
@@ -177,7 +177,7 @@ def test_the_digits_take_their_yardstick_along(tmp_path, cache, elsewhere):
     assert len(list((gpu / "statistics").iterdir())) == 1
     other = torch.load(gpu / "digits-classifier.pt", weights_only=True)
     torch.save({name: value + 1 for name, value in other.items()}, gpu / "digits-classifier.pt")
-    with pytest.raises(ValueError, match="digits-classifier.pt: this digits classifier is not the pack's"):
+    with pytest.raises(ValueError, match=r"digits-classifier\.pt: this digits classifier is not the pack's"):
         unpack(tmp_path / "pack")
 
 

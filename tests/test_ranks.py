@@ -120,7 +120,7 @@ def test_each_knows_which_it_is(found):
 
 
 def test_all_leave_when_the_time_of_one_is_over(found):
-    """After the first step, for the clock of one rank; in the score of the main one; nobody is left behind."""
+    """After the first step, for the clock of one rank; in the score of the main one."""
     ranks_found, out = found
     for one in ranks_found:
         step, score = one["out of time"]
