@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from dkdm_lab import ranks
+from dkdm_lab import budget, ranks
 from dkdm_lab.data import Conditions, to_uint8
 from dkdm_lab.evaluation import score
 from dkdm_lab.files import write_json
@@ -60,7 +60,8 @@ def distill(
 
     evaluate: how many images to compare with as many of the teacher's, see :func:`compare`; 0 for none.
     compile: a mode of `torch.compile`, see :func:`~dkdm_lab.training.train`.
-    While it is under way ``out`` holds its settings and checkpoints: called again it goes on from there.
+    While it is under way ``out`` holds its settings and checkpoints: called again it goes on from there, also
+    after a :func:`~dkdm_lab.budget.budget` ended it.
     Under `accelerate launch` all ranks call it and train together.
     Errors: ValueError where ``out`` holds anything else, or a student or conditions do not fit the teacher.
     """
@@ -100,6 +101,11 @@ def distill(
         write_json(file, {"settings": asked})
     else:  # the same first weights, but not the same dropout
         torch.manual_seed(ranks.seed(settings.seed))
+    metrics: dict = {}
+
+    def measure(_iteration, averaged, _history) -> None:
+        metrics.update(compare(teacher, averaged, evaluate, conditions, settings.seed))
+
     averaged, history = train(
         student,
         pool,
@@ -109,6 +115,8 @@ def distill(
         ema=settings.ema,
         mixed_precision=settings.mixed_precision,
         compile=compile,
+        callback=measure if evaluate else None,  # by the training, which is saved before it
+        callback_at=(settings.iterations,) if evaluate else (),
         checkpoint=out / "checkpoints",
         checkpoint_every=checkpoint_every,
         progress=progress,
@@ -127,7 +135,7 @@ def distill(
     }
     found = {"settings": asked, "result": result, "made_with": provenance()}
     if evaluate:
-        result["metrics"] = compare(teacher, averaged, evaluate, conditions, settings.seed)
+        result["metrics"] = metrics
     files = {
         "README.md": _card(settings, result, conditions),
         "distillation.json": json.dumps(found, indent=1),
@@ -146,7 +154,13 @@ def compare(
         to_uint8(
             teacher.decode(
                 teacher.diffusion.sample(
-                    denoiser, n, steps, condition=condition, seed=seed + number, device=device()
+                    denoiser,
+                    n,
+                    steps,
+                    condition=condition,
+                    seed=seed + number,
+                    device=device(),
+                    callback=budget.between_steps,
                 )
             )
         )

@@ -61,7 +61,7 @@ class Preset:
     guidance: float = 1.0  # of a class-conditional teacher while pools move
     sample_guidance: float = 3.0  # of the second evaluation of a class-conditional model, beside that without
     equal_time: bool = False  # its students have the same time, so their numbers of iterations differ
-    live: dict = field(default_factory=dict)  # what `make book` changes, to fit its time
+    live: dict = field(default_factory=dict, hash=False)  # what `make book` changes, to fit its time
 
     def replace(self, **changes) -> Preset:
         """This preset with other values; ValueError for a name it does not have."""
