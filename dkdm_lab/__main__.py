@@ -11,6 +11,21 @@ import signal
 import sys
 import threading
 
+from dkdm_lab import budget
+
+EXIT_CODES = (
+    "Exit codes: 0, all is finished; 75, --minutes are used up and the same command goes on (accelerate "
+    "launch makes that 1, only the message says so); 130, stopped by a signal and saved; 1, an error, also "
+    "--minutes in which nothing at all could be saved."
+)
+
+
+def _add_minutes(command: argparse.ArgumentParser, where: str = "") -> None:
+    command.add_argument(
+        "--minutes", type=minutes, metavar="M",
+        help=f"{where}stop by itself after so many, fractions too, when the step under way is done and saved",
+    )  # fmt: skip
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -20,8 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="execute chapters, or with --ledger the runs behind their tables",
-        description="Execute chapters with papermill. With --ledger: train and score every method at the "
-        "preset's full size and write book/results/<preset>/. Finished runs are read, not repeated.",
+        description="Execute chapters with papermill. With --ledger: make the runs behind the book's tables "
+        "that book/results/<preset>/ misses, at the preset's full size, the cheapest first, each after those "
+        "that it stands on. Finished runs are read, not repeated.",
+        epilog=EXIT_CODES,
     )
     run.add_argument("--preset", default="digits")
     run.add_argument("--chapters", type=list_of, help="names or numbers, comma-separated (default: all)")
@@ -31,7 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="chapters side by side (default: 1)")
     run.add_argument("--ledger", action="store_true", help="runs instead of chapters")
-    run.add_argument("--methods", type=list_of, help="with --ledger: comma-separated (default: all)")
+    run.add_argument(
+        "--methods", type=list_of,
+        help="with --ledger: these at the preset's own settings, comma-separated (default: all runs that the "
+        "book's tables, figures and claims look up)",
+    )  # fmt: skip
+    _add_minutes(run, "with --ledger: ")
     run.add_argument("--seeds", type=list_of, default=["0", "1", "2"], help="with --ledger (default: 0,1,2)")
     run.add_argument(
         "--against-teacher", action="store_true",
@@ -43,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train and score one run of a preset; what it needs, as its teacher, is made first. "
         "Called again it goes on where it was stopped, and a finished run is read. On several processes: "
         "accelerate launch -m dkdm_lab train ...",
+        epilog=EXIT_CODES,
     )
+    _add_minutes(train)
     train.add_argument("--preset", default="digits")
     train.add_argument("--method", required=True)
     train.add_argument("--seed", type=int, default=0)
@@ -85,7 +109,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Train a student from a teacher alone and write it as a pipeline of the teacher's kind. "
         "With it come its card, its losses and a sheet of its samples beside the teacher's. Called again, "
         "it goes on where it was stopped.",
+        epilog=EXIT_CODES,
     )
+    _add_minutes(distil)
     distil.add_argument(
         "teacher", help="a diffusers pipeline's folder, a Hub id, an ADM file (.pt) or CompVis' LDM (.ckpt)"
     )
@@ -155,17 +181,61 @@ def _parser() -> argparse.ArgumentParser:
         help="a setting of the preset",
     )  # fmt: skip
     publish.add_argument("--out", required=True, metavar="DIR")
+    pack = commands.add_parser(
+        "pack",
+        help="write a preset's runs to files of at most 15 MB, to be carried elsewhere",
+        description="Write all that a preset's runs need to go on in another data_cache: the finished ones "
+        "and those under way, each with its newest checkpoint.",
+    )
+    pack.add_argument("--preset", default="digits")
+    pack.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    pack.add_argument(
+        "--methods", type=list_of, help="the runs of these alone, comma-separated (default: all)"
+    )
+    pack.add_argument(
+        "--statistics", action="store_true",
+        help="the real images' statistics too: many MB, but hours for Inception without a GPU",
+    )  # fmt: skip
+    unpack = commands.add_parser(
+        "unpack",
+        help="put the runs of a pack into data_cache",
+        description="Verify a pack and put its runs into data_cache. A run here that is further on, or made "
+        "with other settings, is never overwritten.",
+    )
+    unpack.add_argument("pack", metavar="DIR", help="a folder that dkdm pack wrote")
     commands.add_parser("readme", help="renew README's table and picture from the ledger")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
+    with budget.budget(getattr(options, "minutes", None)) as spent:
+        try:
+            return _carry_out(options)
+        except budget.OutOfTime as stopped:
+            if spent.kept:
+                print(f"dkdm: {stopped}", file=sys.stderr)
+                return budget.CALL_AGAIN
+            print(f"dkdm: {stopped}; this time nothing was saved: give it more minutes", file=sys.stderr)
+            return 1
+
+
+def _carry_out(options: argparse.Namespace) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request, as Ctrl-C
     try:
+        if options.command == "run" and options.minutes is not None and not options.ledger:
+            raise ValueError(
+                f"--minutes: found {options.minutes:g} without --ledger, expected both or neither"
+            )
         if options.command == "readme":
             _renew_readme()
+        elif options.command == "pack":
+            _pack(options)
+        elif options.command == "unpack":
+            from dkdm_lab import packing
+
+            print(*packing.unpack(options.pack), sep="\n")
         elif options.command == "study":
             _study(options)
         elif options.command == "measure":
@@ -187,6 +257,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"dkdm: {error}", file=sys.stderr)
         return 1
+    except budget.OutOfTime:
+        raise
     except KeyboardInterrupt as stopped:  # of a training, it says what was saved
         print(f"dkdm: {str(stopped) or 'stopped'}", file=sys.stderr)
         return 130
@@ -217,16 +289,16 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _fill_ledger(options: argparse.Namespace) -> None:
-    from dkdm_lab import ledger, presets
-    from dkdm_lab.runs import METHODS, Run
+    from dkdm_lab import filling, paper, presets
+    from dkdm_lab.runs import Run
 
-    preset = presets.get(options.preset, **dict(options.settings))
-    # Every name is checked before the first hour is spent.
-    runs = [Run(preset, method, int(seed)) for seed in options.seeds for method in options.methods or METHODS]
-    for number, run in enumerate(runs, 1):
-        print(f"[{number}/{len(runs)}] {run.preset.name}/{run.name}: {run.status}", flush=True)
-        file = ledger.enter(run, options.against_teacher)
-        print(f"    {run.result()['metrics']} -> {file.name}", flush=True)
+    preset, seeds = presets.get(options.preset, **dict(options.settings)), [int(s) for s in options.seeds]
+    if options.methods:
+        runs = [(Run(preset, method, seed).shared(), False) for seed in seeds for method in options.methods]
+    else:
+        runs = list(paper.sweep(preset, seeds).values())
+    for line in filling.fill((run, primed or options.against_teacher) for run, primed in runs):
+        print(line, flush=True)
 
 
 def _study(options: argparse.Namespace) -> None:
@@ -301,6 +373,15 @@ def _distill(options: argparse.Namespace) -> None:
     print(options.out)
 
 
+def _pack(options: argparse.Namespace) -> None:
+    from dkdm_lab import packing
+
+    manifest = packing.pack(options.preset, options.out, options.statistics, options.methods)
+    print(*packing.contents(manifest), sep="\n")
+    size = sum(part["bytes"] for part in manifest["parts"]) / 1e6
+    print(f"{options.out}: {len(manifest['parts'])} parts, {size:,.1f} MB; to be read by dkdm unpack")
+
+
 def _renew_readme() -> None:
     from dkdm_lab import ledger, plots
 
@@ -309,6 +390,14 @@ def _renew_readme() -> None:
     plots.use_style()
     (book / "images").mkdir(exist_ok=True)
     plots.paradigms().savefig(book / "images" / "paradigms.png", dpi=110)
+
+
+def minutes(text: str) -> float:
+    """A budget's minutes."""
+    try:
+        return budget.minutes_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("minutes: ")) from None
 
 
 def list_of(text: str) -> list[str]:

@@ -9,6 +9,7 @@ import torch
 from diffusers import VQModel
 from torch import Tensor, nn
 
+from dkdm_lab import budget
 from dkdm_lab.data import to_model
 from dkdm_lab.diffusion import progress_bar
 
@@ -55,6 +56,7 @@ def train_autoencoder(
         optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
         for _ in progress_bar(range(iterations), desc=f"training {name}", show=progress):
+            budget.check()
             x = to_model(images[torch.randint(len(images), (batch_size,))])
             decoded = vae(x)
             loss = nn.functional.mse_loss(decoded.sample, x) + decoded.commit_loss

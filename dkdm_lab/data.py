@@ -427,6 +427,16 @@ class NoisedImages:
         branch(self._generator, rank)
 
 
+def restore(generator: torch.Generator, state: Tensor) -> None:
+    """Go on where a generator's state was taken. A GPU draws other numbers than a CPU: where the state is of
+    the other kind, the generator is seeded anew from it."""
+    if len(state) == len(generator.get_state()):
+        generator.set_state(state.cpu())
+    else:
+        digest = hashlib.sha256(state.cpu().numpy().tobytes()).digest()
+        generator.manual_seed(int.from_bytes(digest[:7], "big"))
+
+
 def branch(generator: torch.Generator, rank: int) -> None:
     """Seed a generator anew from what it would have drawn next and a rank."""
     drawn = int(torch.randint(2**62, (), generator=generator, device=generator.device))

@@ -292,6 +292,7 @@ class GaussianDiffusion:
         method: str = "ddpm",
         batch_size: int = 256,
         seed: int = 0,
+        first: int = 0,
         device: str | torch.device = "cpu",
         callback: Callable[[int, Tensor], None] | None = None,
         progress: bool = False,
@@ -300,8 +301,8 @@ class GaussianDiffusion:
 
         shape: of one sample; the denoiser's own ``shape`` unless given. condition: ``[n, ...]``, for a
         denoiser that takes one. callback: called as ``callback(s, x_s)`` after every step. Each sample has
-        noise of its own, by its number: whatever ``batch_size`` and ``n``, it is the same sample. Returns
-        ``[n, *shape]`` float32 on the CPU.
+        noise of its own, by its number, from ``first`` on: whatever ``batch_size`` and ``n``, it is the same
+        sample. Returns ``[n, *shape]`` float32 on the CPU.
         """
         if condition is not None and len(condition) != n:
             raise ValueError(f"condition: found {len(condition)}, expected one for each of {n} samples")
@@ -310,7 +311,7 @@ class GaussianDiffusion:
         done = []
         for start in progress_bar(range(0, n, batch_size), desc="sampling", show=progress):
             size = min(batch_size, n - start)
-            numbers = range(start, start + size)
+            numbers = range(first + start, first + start + size)
             x = numbered_noise(seed, self.T, numbers, shape, device)
             given = () if condition is None else (condition[start : start + size].to(device),)
             for t_level, s_level in zip(levels[::-1], [*levels[-2::-1], -1], strict=True):

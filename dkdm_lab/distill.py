@@ -16,7 +16,7 @@ from huggingface_hub import ModelCardData
 from huggingface_hub.repocard import metadata_load
 from torch import Tensor
 
-from dkdm_lab import plots, ranks
+from dkdm_lab import budget, plots, ranks
 from dkdm_lab.data import Conditions, to_uint8
 from dkdm_lab.evaluation import require, score
 from dkdm_lab.files import added, alone, explained, whole, write_json
@@ -24,7 +24,7 @@ from dkdm_lab.networks import Denoiser, Guided
 from dkdm_lab.pipelines import Pipeline
 from dkdm_lab.pools import STORAGES, DynamicPool
 from dkdm_lab.runs import device, provenance
-from dkdm_lab.training import Stopped, train
+from dkdm_lab.training import train
 
 # Settings that came later than the first distillations, and what those were made with.
 _LATER = {"stride": 1, "mixed_precision": "no"}
@@ -73,7 +73,8 @@ def distill(
     compile: a mode of `torch.compile`, see :func:`~dkdm_lab.training.train`. samples: how many columns the
     sheet has at most, see :func:`sheet_size`; 0 for no sheet. report: is told in a line what will be trained.
 
-    While it is under way ``out`` holds its settings and checkpoints: called again it goes on from there. The
+    While it is under way ``out`` holds its settings and checkpoints: called again it goes on from there,
+    also after a :func:`~dkdm_lab.budget.budget` ended it. The
     student is on the disk before anything else is made of it; what is missing then, since the process was
     killed or something failed, is made by the same call, and so is an evaluation that was not asked for
     before. Under `accelerate launch` all ranks call it and train together.
@@ -270,9 +271,11 @@ def _complete(
             except OSError as error:  # what is there says that all of it is missing: it is made once more
                 failed["distillation.json"] = error
         (out / ".checkpoints.lock").unlink(missing_ok=True)
-    except KeyboardInterrupt:
-        raise Stopped(
-            f"stopped; the student is saved in {out}, and the same call makes what else belongs to it"
+    except KeyboardInterrupt as stopped:
+        out_of_time = isinstance(stopped, budget.OutOfTime)
+        why, kind = (budget.used_up(), budget.OutOfTime) if out_of_time else ("stopped", budget.Stopped)
+        raise kind(
+            f"{why}; the student is saved in {out}, and the same call makes what else belongs to it"
         ) from None
     if failed:
         problems = "; ".join(f"{part}: {type(error).__name__}: {error}" for part, error in failed.items())
@@ -306,9 +309,9 @@ def sheet_size(teacher: Pipeline, evaluations: int, guidance: float = 1.0, most:
     """How many columns and sampling steps a sheet can have for a tenth of the ``evaluations`` of its teacher
     that a training took, guided ones counted twice; at most ``most`` columns of 50 steps, at least two of 10.
     """
-    budget = evaluations // (10 if guidance == 1 else 20)
-    steps = min(50, teacher.diffusion.T, max(10, budget // most))
-    return min(most, max(2, budget // steps)), steps
+    allowed = evaluations // (10 if guidance == 1 else 20)
+    steps = min(50, teacher.diffusion.T, max(10, allowed // most))
+    return min(most, max(2, allowed // steps)), steps
 
 
 def samples_of(
@@ -331,7 +334,14 @@ def samples_of(
             if guidance != 1:
                 denoiser = Guided(denoiser, guidance, conditions[0].null)
         x = pipeline.diffusion.sample(
-            denoiser, n, steps, condition=given, batch_size=batch_size, seed=seed + 2, device=device()
+            denoiser,
+            n,
+            steps,
+            condition=given,
+            batch_size=batch_size,
+            seed=seed + 2,
+            device=device(),
+            callback=budget.between_steps,
         )
         rows[name] = to_uint8(pipeline.decode(x, batch_size))
     return rows
@@ -347,7 +357,13 @@ def compare(
         to_uint8(
             teacher.decode(
                 teacher.diffusion.sample(
-                    denoiser, n, steps, condition=condition, seed=seed + number, device=device()
+                    denoiser,
+                    n,
+                    steps,
+                    condition=condition,
+                    seed=seed + number,
+                    device=device(),
+                    callback=budget.between_steps,
                 )
             )
         )

@@ -31,6 +31,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 from torch_fidelity.utils import create_feature_extractor
 
+from dkdm_lab import budget
 from dkdm_lab.data import cache_dir, content_hash, load_images
 from dkdm_lab.files import whole
 
@@ -93,8 +94,8 @@ def score(
     if unknown := [m for m in metrics if m not in possible]:
         raise ValueError(f"metrics: found {unknown}, expected some of {possible} for {features} features")
 
+    expected = _reference_statistics(reference, features)  # first: these are kept
     found = _Statistics.of(images, features, spatial="sFID" in metrics, logits="IS" in metrics)
-    expected = _reference_statistics(reference, features)
     values: dict[str, float] = {}
     if "FID" in metrics:
         values["FID"] = _frechet(found.pooled, expected.pooled)
@@ -252,7 +253,7 @@ class _Statistics:
         moments: dict[str, _Moments] = {}
         vectors, heads = [], []
         with torch.no_grad():
-            for start in range(0, len(images), 256):
+            for start in budget.each(range(0, len(images), 256)):
                 batch = images[start : start + 256].to(device)
                 if features == "inception" and batch.shape[1] == 1:
                     batch = batch.expand(-1, 3, -1, -1)
@@ -288,15 +289,21 @@ def _extractor(features: str, layers: list[str]) -> FeatureExtractorBase:
     return extractor
 
 
+def statistics_file(reference: Tensor, features: str) -> Path:
+    """Where the statistics of reference images are kept in data_cache."""
+    yardstick = digits_classifier_hash() if features == "digits" else _inception_hash()
+    return cache_dir() / "statistics" / f"{content_hash(reference)}-{len(reference)}-{yardstick}.pt"
+
+
 def _reference_statistics(reference: Tensor, features: str) -> _Statistics:
     """The reference's statistics: read where they were computed before, by content, never by name."""
-    yardstick = digits_classifier_hash() if features == "digits" else _inception_hash()
-    file = cache_dir() / "statistics" / f"{content_hash(reference)}-{len(reference)}-{yardstick}.pt"
+    file = statistics_file(reference, features)
     with contextlib.suppress(Exception):  # none there, or one that cannot be read: made anew
         return _Statistics(**torch.load(file, weights_only=True))
     found = _Statistics.of(reference, features, spatial=features == "inception", logits=False)
     with whole(file) as scratch:
         torch.save({use: getattr(found, use) for use in ("pooled", "spatial", "features")}, scratch)
+    budget.kept()
     return found
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -15,6 +17,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+
+from dkdm_lab import budget
 
 
 @contextlib.contextmanager
@@ -65,6 +69,12 @@ def added(folder: Path, last: str) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 _ADVICE = "runs need a writable data_cache with space (set DKDM_DATA_CACHE to use another folder)"
 
 
@@ -110,13 +120,16 @@ def _system_error(error: BaseException | None) -> int | None:
 
 @contextlib.contextmanager
 def alone(folder: Path, wait: bool = True) -> Iterator[None]:
-    """One process at a time for ``folder``. Another waits, or without ``wait`` is refused with a
-    RuntimeError. The system lets go of a dead process's lock."""
+    """One process at a time for ``folder``. Another waits, as long as its budget lets it, or without ``wait``
+    is refused with a RuntimeError. The system lets go of a dead process's lock."""
     with explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=-1 if wait else 0)
+            longest = budget.left() if wait else 0
+            lock = FileLock(folder.with_name(f".{folder.name}.lock")).acquire(timeout=longest)
         except Timeout:
+            if wait:
+                budget.check(math.inf)  # its time is over
             raise RuntimeError(
                 f"{folder}: another process is at work here; wait for it, or stop it"
             ) from None

@@ -136,10 +136,11 @@ def summary(preset: str, metric: str, where: dict | None = None) -> dict[str, Sp
 
 def _has(settings: dict, preset: str, where: dict) -> bool:
     """Whether a result has the settings ``where`` and is otherwise the preset's own; how often it was
-    scored on the way makes no difference."""
+    scored on the way makes no difference, nor do the iterations where students have the same time."""
     own = dataclasses.asdict(PRESETS[preset]) | where
+    free = ON_THE_WAY | ({"iterations"} - where.keys() if PRESETS[preset].equal_time else set())
     return (
-        all(value == own[name] for name, value in settings.items() if name in own and name not in ON_THE_WAY)
+        all(value == own[name] for name, value in settings.items() if name in own and name not in free)
         and where.keys() <= settings.keys()
     )
 
@@ -186,9 +187,9 @@ def table(preset: str, methods: tuple[str, ...] = WAYS, where: dict | None = Non
     if not rows:
         return Table(f"Ledger, preset `{preset}`: not run.")
     own = PRESETS[preset]
+    training = "the same time" if own.equal_time else f"{own.iterations:,} iterations"
     head = (
-        f"Ledger, preset `{preset}`: students of {own.iterations:,} iterations, {own.steps} sampling steps, "
-        f"N = {own.samples:,}"
+        f"Ledger, preset `{preset}`: students of {training}, {own.steps} sampling steps, N = {own.samples:,}"
     )
     best_first = [cells for _, cells in sorted(rows, key=lambda row: row[0].mean)]
     return Table.of(["method", *metrics, "teacher evaluations", "seeds"], best_first, before=head)

@@ -17,6 +17,7 @@ from dkdm_lab.files import whole_folder, write_json
 MANIFEST = "training.json"
 # What each was trained on, for its card.
 _DATA = {
+    "cifar10": "CIFAR-10's 50,000 training images (Krizhevsky, 2009; no licence stated, free for research)",
     "digits": (
         "scikit-learn's 1,797 handwritten digits, 8x8 (the test part of UCI's Optical Recognition of "
         "Handwritten Digits, CC BY 4.0)"

@@ -682,9 +682,7 @@ def sweep(preset: Preset, seeds: Iterable[int]) -> dict[str, tuple[Run, bool]]:
     for number, seed in enumerate(seeds):
         for where, primed in [*wheres, *(once if number == 0 else [])]:
             changes = {name: value for name, value in where.items() if name != "method"}
-            run = Run(preset.replace(**changes), where["method"], seed)
-            if run.method in ("teacher", "synthetic") and preset.teacher_seed is not None:
-                run = Run(run.preset, run.method, preset.teacher_seed)  # one for all seeds
+            run = Run(preset.replace(**changes), where["method"], seed).shared()
             for each in run.needs():
                 found.setdefault(each.name, (each, False))
             _, before = found.get(run.name, (run, False))

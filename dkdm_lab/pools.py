@@ -14,8 +14,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from dkdm_lab import budget
 from dkdm_lab.clock import part
-from dkdm_lab.data import NULL, Conditions, branch
+from dkdm_lab.data import NULL, Conditions, branch, restore
 from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion, mixed, progress_bar
 from dkdm_lab.networks import Answer, at_least_float32, guide
 
@@ -182,8 +183,8 @@ class Pool:
         if x is not None:
             self._allocate()
             self.x.copy_(x)
-        self._generator.set_state(state["generator"].cpu())
-        self._chooser.set_state(state["chooser"].cpu())
+        restore(self._generator, state["generator"])
+        restore(self._chooser, state["chooser"])
         self.evaluations = state["evaluations"]
 
     def load_shards(self, states: list[dict], rank: int, ranks: int) -> None:
@@ -364,7 +365,7 @@ class Pool:
     def _jump(self, x: Tensor, level: int, s: Tensor, c: Tensor | None, bar) -> Tensor:
         """One respaced step from ``level`` to each sample's ``s``, in large batches."""
         moved = []
-        for rows in torch.arange(len(x), device=self.device).split(1024):
+        for rows in budget.each(torch.arange(len(x), device=self.device).split(1024)):
             t = torch.full((len(rows),), level, device=self.device)
             answer = self._evaluate(x[rows], t, None if c is None else c[rows])
             if self.guidance != 1:

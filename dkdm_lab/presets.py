@@ -60,7 +60,8 @@ class Preset:
     classes: int | None = None  # how many labels a class-conditional teacher takes; the next one is for none
     guidance: float = 1.0  # of a class-conditional teacher while pools move
     sample_guidance: float = 3.0  # of the second evaluation of a class-conditional model, beside that without
-    live: dict = field(default_factory=dict)  # what `make book` changes, to fit its time
+    equal_time: bool = False  # its students have the same time, so their numbers of iterations differ
+    live: dict = field(default_factory=dict, hash=False)  # what `make book` changes, to fit its time
 
     def replace(self, **changes) -> Preset:
         """This preset with other values; ValueError for a name it does not have."""
@@ -306,6 +307,7 @@ PRESETS = {
             flip=True,  # Sec. 8.1: as ADM
             reference_images=10_000,
             teacher_seed=0,
+            equal_time=True,  # workflow/window.py chooses their iterations
         ),
         Preset(
             name="cifar10",

@@ -7,13 +7,14 @@ noise; rank 0 is the *main* one, which alone writes, scores and reports. Without
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 
+from dkdm_lab.budget import OutOfTime
 from dkdm_lab.diffusion import mixed
 
 _by_itself = False
@@ -48,6 +49,19 @@ def by_itself() -> Iterator[None]:
 def mains_own(context: contextlib.AbstractContextManager) -> contextlib.AbstractContextManager:
     """A context that only the main rank enters, as its hold on a folder."""
     return context if rank() == 0 else contextlib.nullcontext()
+
+
+def mains_work(work: Callable[[], None]) -> None:
+    """Let the main rank do ``work`` by itself while the others wait; where its time is over, all leave."""
+    late = None
+    if rank() == 0:
+        try:
+            with by_itself():
+                work()
+        except OutOfTime as error:
+            late = str(error)
+    if late := mains(late):
+        raise OutOfTime(late)
 
 
 def wait() -> None:

@@ -3,7 +3,8 @@
 A run's folder, ``data_cache/runs/<preset>/<name>/``, holds ``settings.json``, ``checkpoints/`` while it
 is under way, ``model/`` (diffusers' format) and ``result.json`` when it is finished. A finished run is
 read, an interrupted one resumed, and a folder made with other settings is never reused. One kind of run
-trains nothing: ``synthetic`` is the teacher's data set of Table 4, kept as ``images.npz``.
+trains nothing: ``synthetic`` is the teacher's data set of Table 4, kept as ``images.npz``; while it is under
+way, ``checkpoints/`` holds the parts of it that are drawn.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from diffusers import VQModel
 from PIL import Image
 from torch import nn
 
-from dkdm_lab import models, networks, ranks
+from dkdm_lab import budget, models, networks, ranks
 from dkdm_lab.autoencoder import train_autoencoder
 from dkdm_lab.data import (
     Conditions,
@@ -40,6 +41,7 @@ from dkdm_lab.data import (
     to_model,
     to_uint8,
 )
+from dkdm_lab.diffusion import progress_bar
 from dkdm_lab.evaluation import class_accuracy, digits_classifier_hash, energy_distance, score
 from dkdm_lab.files import alone, explained, once, whole, write_json
 from dkdm_lab.networks import Denoiser, Guided, read_model
@@ -49,6 +51,8 @@ from dkdm_lab.presets import PRESETS, Preset
 from dkdm_lab.training import train
 
 METHODS = ("teacher", "synthetic", "data-based", "data-limited", "data-free", *POOLS)
+
+PART = 256  # images of a synthetic set drawn and kept at a time: as many as the sampler has in a batch
 
 _COMMON = (
     "data", "schedule", "T", "clip", "batch_size", "steps", "samples", "curve", "mixed_precision",
@@ -64,6 +68,7 @@ _TRAINING_OF_TEACHER = ("teacher_iterations", "teacher_lr", "teacher_ema")
 _TEACHER = ("teacher", *_TRAINING_OF_TEACHER)
 _STUDENT = ("student", "iterations", "lr", "ema")
 _SYNTHETIC = ("synthetic_images", "synthetic_steps")
+_TEACHERS_OWN = ("teacher", "synthetic")
 _OF_METHOD = {
     "teacher": (*_TEACHER, "flip"),
     "synthetic": (*_TEACHER, *_SYNTHETIC),
@@ -142,6 +147,33 @@ class Run:
         return "resumable" if any((self.folder / "checkpoints").glob("[0-9]*")) else "not begun"
 
     @property
+    def iteration(self) -> int:
+        """The iteration of the newest checkpoint, of a ``synthetic`` run its number of images so far; 0 where
+        there is none, or no longer."""
+        return max((int(place.stem) for place in (self.folder / "checkpoints").glob("[0-9]*")), default=0)
+
+    @property
+    def iterations(self) -> int:
+        """How many iterations the run has; images, if it is a ``synthetic`` one; 0 where it only scores."""
+        p = self.preset
+        if self.method == "synthetic":
+            return p.synthetic_images
+        if self.method != "teacher":
+            return p.iterations
+        return 0 if self.given else p.teacher_iterations
+
+    @property
+    def given(self) -> bool:
+        """Whether this is a teacher that is not trained here."""
+        return self.method == "teacher" and bool(self.preset.pipeline or self.preset.teacher == "exact")
+
+    @property
+    def callback_at(self) -> tuple[int, ...]:
+        """The iterations after which a training is scored."""
+        n = self.preset.curve
+        return tuple(round(self.iterations * (k + 1) / n) for k in range(n))
+
+    @property
     def diffusion(self):
         return self.preset.diffusion()
 
@@ -166,6 +198,7 @@ class Run:
         def make(new: Path) -> None:
             images = load_images(p.data)
             train_autoencoder(p.autoencoder, images, seed=self.seed, progress=progress).save_pretrained(new)
+            budget.kept()
 
         once(folder, "config.json", make)
         return read_model(folder, {"VQModel": VQModel}).eval().to(device())
@@ -197,6 +230,11 @@ class Run:
     def synthetic_run(self) -> Run:
         """The run whose images data-free and data-limited training use."""
         return Run(self.preset, "synthetic", self._teacher_seed)
+
+    def shared(self) -> Run:
+        """The run that stands for this one: a teacher or its synthetic set is one for all seeds where the
+        preset says so (``teacher_seed``), any other run itself."""
+        return Run(self.preset, self.method, self._teacher_seed) if self.method in _TEACHERS_OWN else self
 
     def needs(self) -> list[Run]:
         """The runs whose results this one uses."""
@@ -286,21 +324,33 @@ class Run:
         vae, images = self.vae(), load_images(self.preset.data)
         return images if vae is None else encode(vae, images)
 
-    def _labels(self, n: int) -> torch.Tensor | None:
-        """Of ``n`` samples of a class-conditional model: each class in turn."""
-        return torch.arange(n) % self.preset.classes if self.preset.classes else None
+    def _labels(self, n: int, first: int = 0) -> torch.Tensor | None:
+        """Of ``n`` samples of a class-conditional model from number ``first`` on: each class in turn."""
+        return torch.arange(first, first + n) % self.preset.classes if self.preset.classes else None
 
     def _generate(self, progress: bool) -> None:
-        """The teacher's data set (Table 4); the main rank makes it."""
+        """The teacher's data set (Table 4); the main rank makes it, in parts that are kept as they come."""
         p, teacher = self.preset, self.teacher_run().model(progress)
-        if ranks.rank() > 0:
-            return
-        started = time.perf_counter()
-        x = self._draw(teacher, p.synthetic_images, p.synthetic_steps, self.seed + 2, progress)
-        with explained(self.folder), whole(self.folder / "images.npz") as file:
-            np.savez(file, x=x.numpy())
-        cost = {"teacher_evaluations": p.synthetic_images * p.synthetic_steps}
-        self._finish({"metrics": self._distance(x), **cost}, started)
+        started, n = time.perf_counter(), p.synthetic_images
+
+        def work() -> None:
+            parts = []
+            for first in progress_bar(range(0, n, PART), desc=f"{p.name}: {self.name}", show=progress):
+                last = min(first + PART, n)
+                file = self.folder / "checkpoints" / f"{last:09d}.npz"
+                if not file.is_file():
+                    x = self._draw(teacher, last - first, p.synthetic_steps, self.seed + 2, first)
+                    with explained(self.folder), whole(file) as scratch:
+                        np.savez(scratch, x=x.numpy())
+                    budget.kept()
+                parts.append(torch.from_numpy(np.load(file)["x"]))
+            x = torch.cat(parts)
+            with explained(self.folder), whole(self.folder / "images.npz") as file:
+                np.savez(file, x=x.numpy())
+            cost = {"teacher_evaluations": n * p.synthetic_steps}
+            self._finish({"metrics": self._distance(x), **cost}, started)
+
+        ranks.mains_work(work)
 
     def _execute(self, progress: bool) -> None:
         main = ranks.rank() == 0
@@ -312,15 +362,17 @@ class Run:
             self._generate(progress)
             return
         started, p = time.perf_counter(), self.preset
-        if self.method == "teacher" and (p.pipeline or p.teacher == "exact"):
+        if self.given:
             model = self.model()
-            if main:
-                with ranks.by_itself():
-                    self._show(model)
-                    self._finish({"metrics": self._score(model)}, started)
+
+            def work() -> None:
+                self._show(model)
+                self._finish({"metrics": self._score(model)}, started)
+
+            ranks.mains_work(work)
             return
         of_teacher = self.method == "teacher"
-        iterations = p.teacher_iterations if of_teacher else p.iterations
+        iterations = self.iterations
         source = self.source(progress)
         torch.manual_seed(self.seed)
         student = networks.build(p.teacher if of_teacher else p.student).to(device())
@@ -339,6 +391,7 @@ class Run:
             if p.early_stop and self._best(curve) is curve[-1]:
                 averaged.save_pretrained(self.folder / "model", self.diffusion)
             write_json(curve_file, curve)
+            budget.kept()
 
         with explained(self.folder):
             averaged, history = train(
@@ -351,7 +404,7 @@ class Run:
                 mixed_precision=p.mixed_precision if torch.cuda.is_available() else "no",
                 compile=p.compile,
                 callback=evaluate,
-                callback_at=tuple(round(iterations * (k + 1) / p.curve) for k in range(p.curve)),
+                callback_at=self.callback_at,
                 checkpoint=self.folder / "checkpoints",
                 checkpoint_every=p.checkpoint_every,
                 progress=progress,
@@ -388,6 +441,7 @@ class Run:
             self.folder / "result.json",
             {"run": self.name, "settings": self.settings, **outcome, **wall, "made_with": provenance()},
         )
+        budget.kept()
         (self.folder / "curve.json").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         (self.folder / ".checkpoints.lock").unlink(missing_ok=True)
@@ -424,7 +478,7 @@ class Run:
         """Keep the first of an evaluation's samples to look at: images side by side in ``samples.png``."""
         p = self.preset
         if p.data != "toy":
-            x = self._images(self._draw(denoiser, SHOWN, p.steps, self.seed + 3))
+            x = self._images(self._draw(denoiser, SHOWN, p.steps, self.seed + 3, timed=False))
             strip = torch.cat([*x], dim=2).permute(1, 2, 0).squeeze(-1)
             with whole(self.folder / "samples.png") as file:
                 Image.fromarray(strip.numpy()).save(file, format="png")
@@ -457,19 +511,21 @@ class Run:
         return {"teacher_error": quarters, "teacher_error_images": len(x0)}
 
     def _draw(
-        self, denoiser: nn.Module, n: int, steps: int, seed: int, progress: bool = False
+        self, denoiser: nn.Module, n: int, steps: int, seed: int, first: int = 0, timed: bool = True
     ) -> torch.Tensor:
-        """Samples by the preset's sampler: points and latents as they are, images in 8 bits a value."""
+        """Samples by the preset's sampler, from number ``first`` on: points and latents as they are, images
+        in 8 bits a value. timed: whether a budget of minutes may end it."""
         p = self.preset
         x = self.diffusion.sample(
             denoiser,
             n,
             steps,
             method=p.sampler,
-            condition=self._labels(n),
+            condition=self._labels(n, first),
+            first=first,
             seed=seed,
             device=device(),
-            progress=progress,
+            callback=budget.between_steps if timed else None,
         )
         latent = p.autoencoder or (p.pipeline and self._pipeline.vae is not None)
         return x if p.data == "toy" or latent else to_uint8(x)
@@ -505,6 +561,7 @@ class Run:
                 metrics = ("FID",) if self.preset.features == "digits" else ("FID", "sFID")
                 found = score(self._images(x), self._images(reference), self.preset.features, metrics)
             write_json(file, found)
+            budget.kept()
         return json.loads(file.read_text())
 
     def _check_settings(self) -> None:
@@ -512,13 +569,21 @@ class Run:
         if not file.is_file():
             return
         found = json.loads(file.read_text())
-        for key in sorted((found.keys() | self.settings.keys()) - ON_THE_WAY):
+        if key := other_setting(found, self.settings):
             made_with = found.get(key, _LATER.get(key))
-            if made_with != self.settings.get(key):
-                raise ValueError(
-                    f"{self.folder}: this run was made with {key} = {made_with!r}, expected "
-                    f"{self.settings.get(key)!r}; move the folder away to run anew"
-                )
+            raise ValueError(
+                f"{self.folder}: this run was made with {key} = {made_with!r}, expected "
+                f"{self.settings.get(key)!r}; move the folder away to run anew"
+            )
+
+
+def other_setting(found: dict, expected: dict) -> str | None:
+    """The first setting in which two runs differ that decides their outcome; None for none. One that came
+    later than a run has there the value that it was made with."""
+    for key in sorted((found.keys() | expected.keys()) - ON_THE_WAY):
+        if found.get(key, _LATER.get(key)) != expected.get(key, _LATER.get(key)):
+            return key
+    return None
 
 
 def cost(result: dict, iteration: int | None = None) -> float:
@@ -531,14 +596,25 @@ def cost(result: dict, iteration: int | None = None) -> float:
     settings = result["settings"]
     iterations = settings["iterations"]
     iteration = iterations if iteration is None else iteration
-    student = networks.flops(settings["student"])
-    named = settings.get("teacher", "exact")
-    teacher = 0 if named == "exact" else networks.flops(named)
-    in_turns = 0.0  # the pool's evaluations an iteration; a discarded turn costs as much as a shown one
-    if settings["method"] in POOLS:
-        in_turns = settings["batch_size"] / (1 - settings["discard"])
-    before = max(0.0, result["teacher_evaluations"] - in_turns * iterations)
-    return before * teacher + iteration * (3 * settings["batch_size"] * student + in_turns * teacher)
+    before = max(0.0, result["teacher_evaluations"] - _in_turns(settings) * iterations)
+    return before * operations(settings.get("teacher", "exact")) + iteration * operations_per_step(settings)
+
+
+def operations(network: str) -> float:
+    """Floating-point operations of one evaluation of a named network; the toy's exact teacher counts none."""
+    return 0.0 if network == "exact" else networks.flops(network)
+
+
+def operations_per_step(settings: dict) -> float:
+    """Floating-point operations of one training step, from a run's settings, as :func:`cost` counts them."""
+    student = settings["teacher" if settings["method"] == "teacher" else "student"]
+    in_turns = _in_turns(settings) * operations(settings.get("teacher", "exact"))
+    return 3 * settings["batch_size"] * operations(student) + in_turns
+
+
+def _in_turns(settings: dict) -> float:
+    """A pool's evaluations of its teacher per iteration; a discarded turn costs as much as a shown one."""
+    return settings["batch_size"] / (1 - settings["discard"]) if settings["method"] in POOLS else 0.0
 
 
 def curve(result: dict, metric: str) -> tuple[list[int], list[float]]:

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from dkdm_lab import ranks
-from dkdm_lab.files import explained
+from dkdm_lab import budget, ranks
+from dkdm_lab.files import explained, sha256
 
 FORMAT = 1
 
@@ -103,6 +103,7 @@ class Snapshots:
                 with contextlib.suppress(OSError):
                     self.folder.rmdir()  # if nothing is in it
             raise problem or OSError(next(filter(None, problems)))
+        budget.kept()
 
     def newest(self) -> Snapshot | None:
         """The newest snapshot that is whole; None where there is none at all.
@@ -168,13 +169,27 @@ class Snapshots:
                     f"{self.folder}: this training was begun with {key} = {settings.get(key)!r}, expected "
                     f"{self.settings.get(key)!r}; move the folder away to begin anew"
                 )
-        for name, digest in about["sha256"].items():
-            if not (place / name).is_file():
-                return f"{name} is missing", {}
-            with (place / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    return f"{name} is not what was written", {}
-        return None, about
+        return _changed(place, about["sha256"]), about
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest snapshot in a folder whose files are what was written, whatever its settings; None for none.
+    Nothing is changed there."""
+    for place in sorted(folder.glob("[0-9]*"), reverse=True):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if _changed(place, json.loads((place / "snapshot.json").read_text())["sha256"]) is None:
+                return place
+    return None
+
+
+def _changed(place: Path, hashes: dict[str, str]) -> str | None:
+    """What is wrong with a snapshot's files, if anything."""
+    for name, digest in hashes.items():
+        if not (place / name).is_file():
+            return f"{name} is missing"
+        if sha256(place / name) != digest:
+            return f"{name} is not what was written"
+    return None
 
 
 class _Hashing:

@@ -58,7 +58,8 @@ def training_cost(preset: Preset, method: str, iterations: int = 12, repeats: in
     }
     diffusion, moments = preset.diffusion(), []
     paused = _Paused(source, iterations, lambda: moments.append(_moment()))
-    train(student, paused, diffusion, WARM + repeats * iterations + 1, **options)
+    # Once compiled, networks stay so.
+    train(student, paused, diffusion, WARM + repeats * iterations + 1, compile=preset.compile, **options)
     with clock() as parts:
         train(student, source, diffusion, iterations, **options)
     return Cost(
@@ -185,6 +186,39 @@ def seconds_of(work: Callable[[], object], times: int = 1) -> float:
     for _ in range(times):
         work()
     return (_moment() - started) / times
+
+
+def seconds_before(preset: Preset, method: str, seed: int = 0) -> float:
+    """Seconds before a training's first iteration at a preset: a pool's warm-up, or the teacher's synthetic
+    set of data-free training; without the compiling."""
+    if method == "data-free":
+        once = min(256, preset.synthetic_images)  # a batch of the sampler
+        seconds = sampling_seconds(preset.teacher, once, preset.synthetic_steps, repeats=1)
+        return seconds * preset.synthetic_images / once
+    if method not in POOLS:
+        return 0.0
+    shape = networks.build(preset.student).shape
+    first, second = (training_source(preset, method, shape, seed) for _ in range(2))
+    if preset.compile is not None:
+        first.teacher.compile_network(preset.compile)
+    second.teacher = first.teacher
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = kinds.get(preset.mixed_precision) if torch.cuda.is_available() else None
+    with torch.autocast(device().type, kind, enabled=kind is not None):
+        first.fill()  # where libraries choose their kernels, and networks are compiled
+        return seconds_of(second.fill)
+
+
+def iterations_within(seconds: float, before: float, step: float) -> int:
+    """How many iterations of ``step`` seconds fit into so many, after what comes ``before`` the first one.
+    ValueError where none does."""
+    count = int((seconds - before) / step)
+    if count < 1:
+        raise ValueError(
+            f"seconds: found {seconds:g}, expected at least {before + step:.3g} for the first iteration: "
+            f"what comes before it takes {before:.3g} s"
+        )
+    return count
 
 
 def sampling_seconds(name: str, n: int, steps: int, repeats: int = 3) -> float:

@@ -21,7 +21,8 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from dkdm_lab import ranks
+from dkdm_lab import budget, ranks
+from dkdm_lab.budget import OutOfTime, Stopped
 from dkdm_lab.clock import part
 from dkdm_lab.diffusion import GaussianDiffusion, progress_bar
 from dkdm_lab.files import alone
@@ -42,10 +43,6 @@ class History:
     loss: list[float] = field(default_factory=list)
     simple: list[float] = field(default_factory=list)
     vlb: list[float] = field(default_factory=list)  # bits per dimension
-
-
-class Stopped(KeyboardInterrupt):
-    """A training that was asked to stop, by Ctrl-C, a notebook's stop button or a scheduler; it was saved."""
 
 
 def train(
@@ -86,10 +83,11 @@ def train(
     reports.
 
     Returns the student with averaged weights, in eval mode, and the history. ``student`` itself is left
-    with its last raw weights. Errors: :class:`Stopped` on SIGINT or SIGTERM, once all is saved; a second one
-    stops at once. FloatingPointError for a loss that is not finite, or L_simple above :data:`LOSS_LIMIT`.
-    RuntimeError where another process trains in ``checkpoint``; for a checkpoint that cannot be used see
-    :meth:`~dkdm_lab.snapshots.Snapshots.newest`.
+    with its last raw weights. Errors: :class:`~dkdm_lab.budget.Stopped` on SIGINT or SIGTERM, once all is
+    saved; a second one stops at once. :class:`~dkdm_lab.budget.OutOfTime`, saved too, after the step in which
+    a :func:`~dkdm_lab.budget.budget` ends. FloatingPointError for a loss that is not finite, or L_simple
+    above :data:`LOSS_LIMIT`. RuntimeError where another process trains in ``checkpoint``; for a checkpoint
+    that cannot be used see :meth:`~dkdm_lab.snapshots.Snapshots.newest`.
     """
     if getattr(source, "shape", student.shape) != student.shape:
         raise ValueError(f"shapes: the source yields {source.shape}, but the student takes {student.shape}")
@@ -130,14 +128,15 @@ def train(
         snapshots.write(done, *state.dicts())
 
     def call(done: int) -> None:
-        if ranks.rank() == 0:
-            with requests.at_once(), ranks.by_itself():  # a score can be made again
+        def work() -> None:
+            with requests.at_once():  # a score can be made again
                 averaged = state.averaged()
                 if compile is not None:
                     averaged.compile_network(compile)
                 callback(done, averaged, state.history)
             student.train()
-        ranks.wait()
+
+        ranks.mains_work(work)
 
     hold = contextlib.nullcontext() if checkpoint is None else alone(Path(checkpoint), wait=False)
     with ranks.mains_own(hold), _Requests() as requests:
@@ -175,15 +174,17 @@ def train(
                 bar.set_postfix(loss=f"{state.history.loss[-1]:.4f}")
             calling = callback is not None and done in callback_at
             due = bool(checkpoint_every) and done % checkpoint_every == 0 and done < iterations
-            # Ranks must agree before one of them leaves.
-            leaving = (logging or ranks.number() == 1) and state.agreed(requests.came)
+            # Ranks must agree before one of them leaves; the first step comes after a pool's warm-up.
+            asking = logging or ranks.number() == 1 or step == start
+            leaving = state.agreed(requests.came, budget.over()) if asking else None
             if snapshots is not None and (due or calling or leaving):
                 save(done)
             if leaving:
                 where = "nothing was saved"
                 if snapshots is not None:
                     where = f"saved in {snapshots.folder}, the same call goes on from there"
-                raise Stopped(f"stopped at iteration {done:,} of {iterations:,}; {where}")
+                why = f"{budget.used_up()}: " if leaving is OutOfTime else ""
+                raise leaving(f"{why}stopped at iteration {done:,} of {iterations:,}; {where}")
             if calling:
                 call(done)
         return state.averaged(share=True), state.history
@@ -286,11 +287,12 @@ class _State:
                 torch.distributed.broadcast(parameter.data, 0)
         return copy.eval()
 
-    def agreed(self, leaving: bool) -> bool:
-        """Whether some rank has been asked to leave."""
-        if ranks.number() == 1:
-            return leaving  # without waiting for the device
-        return bool(ranks.reduced(torch.tensor(float(leaving), device=self.accelerator.device), "MAX"))
+    def agreed(self, asked: bool, over: bool) -> type[Stopped] | None:
+        """Why all ranks leave, if some rank has been asked to or its time is over."""
+        why = 2 if asked else int(over)
+        if ranks.number() > 1:  # a single one need not wait for the device
+            why = int(ranks.reduced(torch.tensor(float(why), device=self.accelerator.device), "MAX"))
+        return (None, OutOfTime, Stopped)[why]
 
     def note(self, done: int, losses) -> None:
         """Take an iteration's losses along, without waiting for the device."""

@@ -4,12 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from dkdm_lab import networks, presets, ranks
+from dkdm_lab import budget, networks, presets, ranks
+from dkdm_lab.budget import OutOfTime
 from dkdm_lab.data import GaussianMixture, NoisedImages
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.pools import POOLS, DynamicPool
@@ -30,12 +32,12 @@ def make_source(name, seed=0):
     return POOLS[name](PROCESS, RING.denoiser(PROCESS), batch_size, seed=seed, **options)
 
 
-def trained(name, iterations=ITERATIONS, seed=0, folder=None, every=0):
+def trained(name, iterations=ITERATIONS, seed=0, folder=None, every=0, **callback):
     torch.manual_seed(seed)
     student, source = networks.build("toy-student"), make_source(name, seed)
     options = {"lr": 1e-3, "log_every": 50, "progress": False}
     averaged, history = train(
-        student, source, PROCESS, iterations, checkpoint=folder, checkpoint_every=every, **options
+        student, source, PROCESS, iterations, checkpoint=folder, checkpoint_every=every, **options, **callback
     )
     weights = torch.cat([p.detach().flatten() for net in (student, averaged) for p in net.parameters()])
     return {"weights": weights, "loss": history.loss, "pool": getattr(source, "t", None)}
@@ -63,7 +65,28 @@ def work(out):
         found[f"{name}, resumed"] = trained(name, 30, folder=folder)
         found[f"{name}, unbroken"] = trained(name, 30)
     found["one rank's, resumed"] = trained("dynamic", 30, folder=out / "by-one")
+    found["out of time"] = out_of_time(out)
     torch.save(found, out / f"{ranks.rank()}.pt")
+
+
+def out_of_time(out):
+    """What a rank says when the clock of the other one, and of the main one in a score, has run down."""
+    seconds, said = [0.0], []
+    budget.now = lambda: seconds[0]
+
+    def score(*_):
+        seconds[0] = 60.0
+        budget.check()
+
+    for callback in ({}, {"callback": score, "callback_at": (20,)}):
+        with budget.budget(1):
+            seconds[0] = 60.0 if ranks.rank() == 1 and not callback else 0.0
+            try:
+                trained("dynamic", 30, folder=out / f"late-{len(callback)}", **callback)
+            except OutOfTime as error:
+                said.append(str(error))
+    budget.now = time.monotonic
+    return said
 
 
 def launched(*program):
@@ -94,6 +117,16 @@ def test_each_knows_which_it_is(found):
         assert one["everyones"] == [10, 11]
         assert one["mains"] == "said by 0"
         assert one["by itself"] == (0, 1, [1], 7)
+
+
+def test_all_leave_when_the_time_of_one_is_over(found):
+    """After the first step, for the clock of one rank; in the score of the main one."""
+    ranks_found, out = found
+    for one in ranks_found:
+        step, score = one["out of time"]
+        assert step.startswith("the budget of 1 minute is used up: stopped at iteration 1 of 30; saved in")
+        assert score.startswith("the budget of 1 minute is used up; what was saved before stays")
+    assert [place.name for place in (out / "late-2").glob("[0-9]*")] == ["000000020"]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(found):
