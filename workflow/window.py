@@ -90,10 +90,7 @@ def pack_data(images: np.ndarray, weights: Path, out: Path, part: int = PART) ->
 def unpack_data(folder: Path) -> tuple[np.ndarray, bytes, str]:
     """Images, weights and the weights' name from what :func:`pack_data` wrote, verified; ValueError for a
     part that is missing or damaged, naming it."""
-    file = folder / "manifest.json"
-    if not file.is_file():
-        raise ValueError(f"{folder}: found no manifest.json, expected what `window.py data` wrote")
-    manifest, images, planes = json.loads(file.read_text()), [], []
+    manifest, images, planes = _manifest(folder), [], []
     for part in manifest["parts"]:
         place = folder / part["name"]
         found = _digest(place.read_bytes()) if place.is_file() else None
@@ -117,6 +114,13 @@ def unpack_data(folder: Path) -> tuple[np.ndarray, bytes, str]:
     if _digest(raw) != manifest["weights"]["sha256"]:
         raise ValueError(f"{folder}: the weights are not those that were packed; pack them anew")
     return x, raw, manifest["weights"]["name"]
+
+
+def _manifest(folder: Path) -> dict:
+    file = folder / "manifest.json"
+    if not file.is_file():
+        raise ValueError(f"{folder}: found no manifest.json, expected what `window.py data` wrote")
+    return json.loads(file.read_text())
 
 
 def _tiles(images: np.ndarray) -> Iterator[tuple[str, bytes]]:
@@ -169,8 +173,7 @@ def place_data(folder: Path) -> None:
     from dkdm_lab.files import whole
 
     images = cache_dir() / "cifar10" / "train.npz"
-    name = json.loads((folder / "manifest.json").read_text())["weights"]["name"] if folder.is_dir() else ""
-    if images.is_file() and (cache_dir() / name).is_file():
+    if images.is_file() and (cache_dir() / _manifest(folder)["weights"]["name"]).is_file():
         return
     x, raw, name = unpack_data(folder)
     with whole(images) as file:
@@ -208,8 +211,8 @@ def missing(wanted: Iterable[tuple], have: Mapping[str, dict]) -> list[Job]:
         if name in jobs:
             return name
         primed = wanted.get(run.name, (run, False))[1] and "against_teacher" not in have.get(run.name, {})
-        splits = primed and run.method == "teacher" and not run.preset.pipeline
-        needs = [each for each in run.needs() if each.method != "teacher" or not each.preset.pipeline]
+        splits = primed and run.method == "teacher" and not run.given
+        needs = [each for each in run.needs() if not each.given]
         needs += [run.synthetic_run()] if primed and not splits else []
         after = tuple(dict.fromkeys(add(each) for each in needs))
         entered = run.name in wanted and (run.name not in have or (primed and not splits))
