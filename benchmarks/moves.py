@@ -6,7 +6,7 @@
 
 The data are N(0, s^2 I), so that E|x_t|^2 is known: a cell holds the pool's over that, for the lowest 2% of
 the levels, to 10%, from 10 to 30%, and above. The pool is filled and then turned until every sample has come
-down two times from the top and on. --directions: so large a share of the dimensions has the variance 1 instead.
+down twice from the top. --directions: so large a share of the dimensions has the variance 1 instead.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class AnalyticVariance:
     # changes by a fifth over so much.
     WIDTH = 0.25
     # Below this SNR data hardly show, and all levels count as one.
-    LOWEST = 1e-3
+    LOWEST = 1e-2
 
     def __init__(self, diffusion: GaussianDiffusion, device: str | torch.device = "cpu"):
         self.diffusion, self.sums = diffusion, None
