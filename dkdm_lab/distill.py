@@ -37,6 +37,7 @@ class Distillation:
     batch_size: int = 128
     rho: float = 0.04
     stride: int | None = None
+    variance: str | None = None
     storage: str = "float32"
     lr: float = 1e-4
     ema: float = 0.9999
@@ -71,7 +72,9 @@ def distill(
         raise ValueError(f"{out}: found other files there, expected an empty or a new folder")
     if file.is_file():
         found = json.loads(file.read_text())
-        begun = {**_LATER, **found["settings"]}
+        # Before moves had a variance of their own, a teacher that learns none left them the process's.
+        variance = None if teacher.denoiser.learns_variance else teacher.diffusion.variance
+        begun = {**_LATER, "variance": variance, **found["settings"]}
         for key, value in asked.items():
             if begun.get(key) != value:
                 raise ValueError(
@@ -89,6 +92,7 @@ def distill(
         ranks.share(settings.batch_size),
         rho=settings.rho,
         stride=stride,
+        variance=settings.variance,
         storage=settings.storage,
         conditions=conditions,
         guidance=settings.guidance,

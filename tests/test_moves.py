@@ -228,7 +228,8 @@ def test_a_step_by_a_given_variance_has_it(diffusion):
 
 # -- energy -------------------------------------------------------------------------------------------
 
-# Filled: 8,000 samples of 256 numbers, of which the lowest band has 160. SPREAD
+# Filled: 8,000 samples of 256 numbers, of which the lowest band has 160. Measured over 10 of these cases and
+# 5 seeds: 0.978 to 1.014 in the lowest band, from 0.990 to 1.006 in the others.
 
 
 @pytest.mark.parametrize("warmup", ("respaced", "harvest"))
@@ -242,7 +243,8 @@ def test_a_warm_up_leaves_the_energy_as_it_is(schedule, T, s2, warmup):
     assert_near(filled(data, diffusion, warmup=warmup))
 
 
-# Turned: 1,000 samples, in each turn of a way.
+# Turned: 1,000 samples, in each turn of a way. Measured over 6 of these cases and 5 seeds: 0.985 to 1.015 in
+# the lowest band, 0.992 to 1.013 in the others. The variance that was the default leaves 0.36 to 0.69 there.
 
 
 @pytest.mark.parametrize(
