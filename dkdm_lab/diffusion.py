@@ -198,6 +198,12 @@ class GaussianDiffusion:
         x0 = _like(signal, x_t, eps) * x_t - _like(noise, x_t, eps) * eps
         return x0.clamp(-float(clip), float(clip)) if clip else x0
 
+    def agreeing_eps(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        """Eq. 4 solved for the noise: the one that agrees with an ``x_0``, a clamped one for instance."""
+        at_t = self.log_alpha_bar(t)
+        x0_scaled = _like(torch.exp(0.5 * at_t), x_t) * x0
+        return (x_t - x0_scaled) / _like(torch.sqrt(-torch.expm1(at_t)), x_t)
+
     def predict_eps(self, prediction: str, x_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """The noise, from what a network predicts instead: ``"v_prediction"`` or ``"sample"``, that is x_0.
 
@@ -232,19 +238,27 @@ class GaussianDiffusion:
         v: Tensor | None,
         s: Tensor | None = None,
         clip: bool | float = False,
+        variance: str | Tensor | None = None,
     ) -> Gaussian:
         """Eqs. 8, 10 and 12: ``p(x_s | x_t)`` from a network's outputs, ``s = t - 1`` unless given.
 
         eps: predicted noise, as ``x_t``. v: the network's variance output in [-1, 1], as ADM emits it
         (the paper's v of Eq. 12 is ``(v + 1) / 2``); None stands for the fixed variance.
+        variance: another one whatever v is: ``"small"``, ``"large"``, or ``Var[x_0 | x_t]`` of each sample
+        ``[B]``, per dimension, from which the best isotropic Gaussian's variance follows,
+        ``beta_tilde + coef_x0^2 Var[x_0 | x_t]`` (Bao et al., ICLR 2022, Eq. 8).
         A different t for every sample is the ordinary case.
         """
         c = self.transition(t, s)
         x0 = self.predict_x0(x_t, t, eps, clip)
         mean = _like(c.coef_x0, x_t) * x0 + _like(c.coef_xt, x_t) * x_t
+        if isinstance(variance, Tensor):
+            best = torch.log(c.beta_tilde + c.coef_x0**2 * variance)
+            return Gaussian(mean, _like(best, x_t).expand_as(x_t))
         low, high = _like(c.log_beta_tilde, x_t), _like(c.log_beta, x_t)
-        if v is None:
-            return Gaussian(mean, (low if self.variance == "small" else high).expand_as(x_t))
+        if v is None or variance is not None:
+            small = (variance or self.variance) == "small"
+            return Gaussian(mean, (low if small else high).expand_as(x_t))
         share = (v + 1) / 2
         return Gaussian(mean, share * high + (1 - share) * low)
 
@@ -254,11 +268,10 @@ class GaussianDiffusion:
 
     def ddim(self, x_t: Tensor, t: Tensor, eps: Tensor, s: Tensor) -> Tensor:
         """Song et al.'s deterministic step (eta = 0) from ``t`` to ``s``."""
-        at_t, at_s = self.log_alpha_bar(t), self.log_alpha_bar(s)
+        at_s = self.log_alpha_bar(s)
         x0 = self.predict_x0(x_t, t, eps, self.clip)
-        if self.clip:  # the noise that agrees with the clamped x0
-            x0_scaled = _like(torch.exp(0.5 * at_t), x_t) * x0
-            eps = (x_t - x0_scaled) / _like(torch.sqrt(-torch.expm1(at_t)), x_t)
+        if self.clip:
+            eps = self.agreeing_eps(x_t, t, x0)
         x_s = _like(torch.exp(0.5 * at_s), x_t) * x0 + _like(torch.sqrt(-torch.expm1(at_s)), x_t) * eps
         return x_s.to(x_t.dtype)
 

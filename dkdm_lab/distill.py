@@ -45,6 +45,7 @@ class Distillation:
     batch_size: int = 128
     rho: float = 0.04
     stride: int | None = None
+    variance: str | None = None
     storage: str = "float32"
     lr: float | None = None
     ema: float = 0.9999
@@ -93,7 +94,7 @@ def distill(
         settings = dataclasses.replace(settings, lr=_learning_rate(settings.iterations))
     out = Path(out)
     file = out / "distillation.json"
-    found = _begun(out, settings)
+    found = _begun(out, settings, teacher)
     main = ranks.rank() == 0
     if evaluate and main:
         require("inception", evaluate)
@@ -113,6 +114,7 @@ def distill(
         ranks.share(settings.batch_size),
         rho=settings.rho,
         stride=stride,
+        variance=settings.variance,
         storage=settings.storage,
         conditions=conditions,
         guidance=settings.guidance,
@@ -170,7 +172,7 @@ def _learning_rate(iterations: int) -> float:
 _PARTS = ("the teacher's other parts", "loss.png", "samples.png", "README.md")
 
 
-def _begun(out: Path, settings: Distillation) -> dict:
+def _begun(out: Path, settings: Distillation, teacher: Pipeline) -> dict:
     """What ``out`` holds of this distillation, if anything; ValueError where it holds something else."""
     file = out / "distillation.json"
     if not file.is_file():
@@ -178,7 +180,9 @@ def _begun(out: Path, settings: Distillation) -> dict:
             raise ValueError(f"{out}: found other files there, expected an empty or a new folder")
         return {}
     found = json.loads(file.read_text())
-    begun = {**_LATER, **found["settings"]}
+    # Before moves had a variance of their own, a teacher that learns none left them the process's.
+    variance = None if teacher.denoiser.learns_variance else teacher.diffusion.variance
+    begun = {**_LATER, "variance": variance, **found["settings"]}
     for key, value in dataclasses.asdict(settings).items():
         if begun.get(key) != value:
             raise ValueError(
