@@ -8,8 +8,7 @@ BIN       = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 THREADS   = $(shell $(PYTHON) -c 'import os; print(max(1, os.cpu_count() // $(JOBS)))')
 CHAPTERS  = $(sort $(wildcard book/[0-9]*.py))
-FIRST     = $(filter book/02_% book/15_% book/17_% book/18_%,$(CHAPTERS))# which train teachers for others
-NOTEBOOKS = $(patsubst %.py,%.ipynb,$(FIRST) $(filter-out $(FIRST),$(CHAPTERS)))
+NOTEBOOKS = $(CHAPTERS:.py=.ipynb)
 
 .PHONY: help book test sweep lab site lint clean
 
@@ -20,7 +19,7 @@ book: $(INSTALLED)  ## run every chapter of PRESET, JOBS at a time, then build t
 	$(BIN)/dkdm run --preset $(PRESET) --jobs $(JOBS)
 	@$(MAKE) --no-print-directory site
 
-# One queue of files for all: the chapters that others wait for, the other chapters, and the tests, which are short.
+# One queue of files for all: the chapters, and the tests, which are short.
 test: lint  ## run the linters, every chapter once more, and the tests, JOBS at a time
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	  --nbval-lax --nbval-cell-timeout=3600 $(NOTEBOOKS) tests

@@ -11,8 +11,6 @@ from pathlib import Path
 from dkdm_lab import ledger, presets
 from dkdm_lab.data import cache_dir
 
-# Chapters that train a teacher for others and need none themselves: side by side they go first.
-FIRST = ("02", "15", "17", "18")
 BOOK = Path(__file__).resolve().parent.parent / "book"
 DEFAULT_PRESET = "digits"
 
@@ -94,10 +92,9 @@ def run_chapters(
         if child.wait():
             failed.append(source.stem)
 
-    order = sorted(range(len(sources)), key=lambda number: sources[number].stem[:2] not in FIRST)
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            list(pool.map(run, range(len(sources)) if jobs == 1 else order))
+            list(pool.map(run, range(len(sources))))
         except KeyboardInterrupt:
             failed.append("stopped")
             for child in at_work:

@@ -160,6 +160,7 @@ def distill(
         teacher.write_network(new, averaged)
         (new / "history.json").write_text(json.dumps(vars(history)))
         (new / file.name).write_text(json.dumps(found, indent=1))
+    budget.kept()
     _complete(teacher, averaged, settings, out, conditions, evaluate, samples, found)
     return averaged
 

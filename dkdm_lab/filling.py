@@ -61,7 +61,7 @@ def remaining(run: Run) -> float:
     warmup = 0.0
     if run.method in POOLS and not done:
         warmup = _warmup(run) * runs.operations(p.teacher)
-    return warmup + (run.iterations - done) * operations_per_step(run.settings) + scoring
+    return warmup + (run.iterations - done) * operations_per_step(run.asked) + scoring
 
 
 def _warmup(run: Run) -> float:

@@ -93,6 +93,10 @@ def publish(run, folder: str | Path) -> Path:
             if run.preset.sampler == "ddim":
                 scheduler = _as_ddim(scheduler)
             Pipeline(model, scheduler, vae.cpu()).save(new, model, {})
+        for file in new.rglob("config.json"):
+            config = json.loads(file.read_text())
+            config.pop("_name_or_path", None)  # where it lay on this machine
+            write_json(file, config)
         weights = sorted(str(file.relative_to(new)) for file in new.rglob("*.safetensors"))
         kept = ("settings", "metrics", "of_iteration", "parameters", "wall_s", "made_with")
         manifest = {
@@ -148,6 +152,11 @@ def _card(name: str, manifest: dict) -> str:
     network = f"U-Net `{settings['teacher']}`, {manifest['parameters']:,} parameters"
     network += f", {manifest['variance']} variance"
     network += f", takes {settings['classes']} labels and one for none" if settings.get("classes") else ""
+    loaded = "`DDPMPipeline.from_pretrained` of diffusers loads and samples it."
+    if settings.get("autoencoder"):
+        loaded = loaded.replace("DDPM", "LDM")
+    elif settings.get("classes"):
+        loaded = '`UNet2DModel.from_pretrained(..., subfolder="unet")` of diffusers loads it.'
     return f"""---
 license: apache-2.0
 library_name: diffusers
@@ -160,7 +169,7 @@ tags: [diffusion, dkdm]
 A small teacher of the book *DKDM Lab*, so that its chapters can do what they are about: train a new diffusion
 model from an existing one, without any data set. It is no end in itself.
 
-`DDPMPipeline.from_pretrained` loads it; `dkdm distill {name} --student x0.5 --out DIR` makes it smaller.
+{loaded} `dkdm distill book/models/{name} --student x0.5 --out DIR` makes it smaller.
 
 | | |
 |---|---|

@@ -112,6 +112,12 @@ class Run:
     @property
     def settings(self) -> dict:
         """All that decides the outcome, and nothing that does not; what ``settings.json`` holds."""
+        weights = {"pipeline_weights": models.fingerprint(self.preset.pipeline)} if self._of_the_book else {}
+        return self.asked | weights
+
+    @property
+    def asked(self) -> dict:
+        """The settings that can be said without looking at a model of the book."""
         plain = {field.name: field.default for field in dataclasses.fields(Preset)}
         own = PRESETS[self.preset.name]
         special = [
@@ -124,20 +130,18 @@ class Run:
         names = (*_COMMON, *_OF_METHOD[self.method], *special)
         if self.preset.pipeline:  # how a teacher that is only read was trained, its card says
             names = tuple(name for name in names if name not in _TRAINING_OF_TEACHER)
-        weights = {"pipeline_weights": models.fingerprint(self.preset.pipeline)} if self._of_the_book else {}
         return {
             "preset": self.preset.name,
             "method": self.method,
             "seed": self.seed,
             **{name: getattr(self.preset, name) for name in names},
-            **weights,
         }
 
     @property
     def name(self) -> str:
         """``<method>-seed<n>``, and every setting that is not the preset's own and changes the outcome."""
         own = dataclasses.asdict(PRESETS[self.preset.name])
-        settings = {k: v for k, v in self.settings.items() if k in own and k not in ON_THE_WAY}
+        settings = {k: v for k, v in self.asked.items() if k in own and k not in ON_THE_WAY}
         others = [f"{k}={v}" for k, v in settings.items() if v != own[k]]
         return "-".join([self.method, f"seed{self.seed}", *others])
 
