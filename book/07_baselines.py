@@ -121,9 +121,9 @@ plots.spreads(rows, "digits-FID over seeds (ledger)")
 # ## Natural images, from the ledger
 #
 # Digits are kind to everyone. The preset `cifar16` has CIFAR-10's photographs at half their side, the paper's process
-# ($T = 1000$) and Inception's FID; its one teacher lies in `book/models/cifar16-teacher`. A student sees 2,000 batches of
-# 64, which is little, so read the order, not the level. The last row is the small pool with strides that `dkdm distill`
-# takes ([Chapter 6](06_dynamic.ipynb)).
+# ($T = 1000$), Inception's FID, and one teacher for all seeds. A student sees 2,000 batches of 64, which is little, so
+# read the order, not the level. The last row is the small pool with strides that `dkdm distill` takes
+# ([Chapter 6](06_dynamic.ipynb)). What has not been run yet says so.
 
 # %%
 natural = {m: paper.scores("cifar16", m) for m in ("FID", "sFID", "KID")}
@@ -132,7 +132,7 @@ rows = [
     [way, *[f"{mean:.4g}" for mean, _ in (natural[m][way] for m in natural)]]
     for way in sorted(natural["FID"], key=lambda way: natural["FID"][way])
 ]
-ledger.Table.of(["cifar16", *natural], rows, before="" if rows else "Not run.")
+ledger.Table.of(["cifar16", *natural], rows) if rows else ledger.Table("Not run.")
 
 # %%
 paper.sheet("cifar16")

@@ -39,7 +39,8 @@ def mean_curve(results, metric, ceiling=1000):
     """Iterations, and the mean over results of a metric, cut at a ceiling."""
     iterations, _ = runs.curve(results[0], metric)
     columns = zip(*[runs.curve(r, metric)[1] for r in results], strict=True)
-    cut = [[min(value, ceiling) for value in column] for column in columns]
+    # A diverged score may be no number at all, and is cut as well.
+    cut = [[v if v < ceiling else ceiling for v in column] for column in columns]
     return iterations, [sum(column) / len(column) for column in cut]
 
 
