@@ -35,9 +35,11 @@ plots.use_style()
 # A verdict compares two runs of the same seed, the same teacher and the same preset:
 #
 # - *reproduced at this scale*: the claim holds for every seed;
-# - *trend reproduced*: not for every seed, but for their geometric mean;
-# - *not reproduced*: neither;
+# - *undecided*: it holds for some seeds and not for others;
+# - *not reproduced*: it holds for none;
 # - *not run*: a result is missing.
+#
+# How many seeds there are stands beside it, and one seed is one seed.
 #
 # A claim is about pixels or about latents, and stands empty in the columns of the other kind.
 
@@ -116,7 +118,7 @@ assert {n.place for n in paper.NUMBERS} == set(places)
 # %% [markdown]
 # ## Limits
 #
-# A verdict counts seeds and knows nothing of effect sizes beyond their sign. Three seeds that agree are worth less than
+# A verdict counts seeds and knows nothing of the size of an effect. Three seeds that agree are worth less than
 # they look: by chance alone they would do so in one of four cases, either way. Where a claim is about a difference that
 # the figure shows to be small, read the figure.
 #

@@ -16,7 +16,8 @@
 # it denoises, its half-made image is shown to the teacher, and moved to where the teacher's losses are lower. The slides
 # ([Group 2, 2025](references.md)) take the method from classifiers over to VAEs.
 #
-# **What you'll do.** Let a diffusion model of the digits 0 to 4 draw for a VAE that knows 5 to 9.
+# **What you'll do.** Let a diffusion model of the digits 0 to 4 draw for a VAE that knows 5 to 9. (The study `cifar10` has
+# the slides' guide in its place.)
 #
 # **What you'll learn.** How a gradient is taken through a guide, what guidance lowers, and what a guide cannot be talked
 # into.
@@ -54,8 +55,8 @@ def part(name):
 #
 # *Data-free* would be an empty word if the guide had been trained on the teacher's data: it could simply repeat them. So
 # our guide is a small diffusion model of the *other* digits, 0 to 4. Below it a second one that was trained on the
-# teacher's own, as contrast. (The slides' guide is Stable Diffusion, and whether anything of CIFAR-10 or CelebA was among
-# its billions of images, nobody can say.)
+# teacher's own, as contrast. (The slides' guide is Stable Diffusion v1.5, steered by prompts as well. Whether anything of
+# CIFAR-10 or CelebA-HQ was among the images it was trained on, they do not say.)
 
 # %%
 guides = {name: part(f"guide-{name}").model() for name in ("unseen", "seen")}
@@ -65,13 +66,13 @@ plots.image_grid(torch.cat(drawn), columns=20)
 # %% [markdown]
 # ## One step
 #
-# At level $t$ the guide's answer $\epsilon$ gives an estimate of the finished image, $\hat x_0$ (Eq. 10). The teacher's
+# At level $t$ the guide's answer $\epsilon$ gives an estimate of the finished image, $\hat x_0$ (by Eq. 4). The teacher's
 # losses of it have a gradient with respect to the sample $z_t$, *through the guide*, and $z_t$ takes a step down:
 #
 # $$z_t \leftarrow z_t - \eta\, \nabla_{z_t} \mathcal L\big(\hat x_0(z_t)\big), \qquad
 # \mathcal L_\text{VAE}(x) = \lVert x - \hat x \rVert^2 + \sum_l \mathrm{KL}(q_l \,\|\, p_l) + w\, L_\text{bn}(x).$$
 #
-# The slides have the first two terms. The third, DiffDFKD's, compares the statistics that pass through the encoder's
+# The slides name the first two terms for their VAEs. The third, DiffDFKD's, compares the statistics that pass through the encoder's
 # batch norms with those it remembers ([chapter 21](21_classifier.ipynb)); below we see what it is worth. Then $\epsilon$ is asked for
 # anew, and the usual step of DDIM ([Song et al., 2021](references.md)) follows. For a latent guide $\hat x_0$ passes through its
 # decoder too.
@@ -118,8 +119,8 @@ if guide.vae is None:
     assert (whole.images.int() - by_hand.int()).abs().max() <= 1
 
 # %% [markdown]
-# The public implementations of this method take $\hat x_0$ without recording how it came about. A gradient cannot pass
-# there, whatever the losses say. Is ours a gradient? A small step along it must lower the losses, and by as much as it
+# The public code of this method takes $\hat x_0$ without recording how it came about (more on that below). A gradient
+# cannot pass there, whatever the losses say. Is ours a gradient? A small step along it must lower the losses, and by as much as it
 # says:
 
 # %%
@@ -147,7 +148,8 @@ if guide.vae is None:
 # ## What guidance lowers
 #
 # Each set was drawn twice, from the same noise: with guidance, and with the losses only measured. Here they are over the
-# steps, as in the slides' figure "loss v/s timesteps".
+# steps. (The slides have a figure "Batch Norm loss v/s timesteps" of DiffDFKD's synthesis; ours is the weighted sum of all
+# three losses.)
 
 # %%
 lines = {}
@@ -170,8 +172,9 @@ assert ends["guided"] < ends["unguided"]
 assert ends["guided-seen"] < ends["unguided-seen"]
 
 # %% [markdown]
-# All begin alike. Unguided, the images of the guide that never saw the teacher's digits stay far from what it asks for.
-# Guided, they end lower than those of the other guide do by themselves.
+# From the same noise, guidance leads to lower losses than no guidance, with either guide. Without it the images of the
+# guide that saw the teacher's data end lower than those of the other; how near guidance brings the other to that, the
+# numbers say.
 #
 # ## What they look like
 #
@@ -204,10 +207,18 @@ if settings.unseen is None:
             f"{name}: {share:.0%} are nearer to the teacher's data than to the guide's"
         )
 
+# %%
+away = {"guided": sets["guided"], "held-out": data.test}
+for name, images in away.items():
+    distance = nearest(images, data.train)[1]
+    print(f"{name}: from the nearest of the teacher's images at least", end=" ")
+    print(f"{distance.min():.0f}, on median {distance.median():.0f} grey levels")
+assert nearest(sets["guided"], data.train)[1].min() > 0
+
 # %% [markdown]
-# Guidance turns what would have become a 0 or a 2 into something with the strokes of a 5 or a 6. Hardly an unguided image
-# is nearer to the teacher's data, and most guided ones are. None is a copy: the neighbours of the third row are the nearest
-# there are, and differ.
+# Guidance moves images towards the teacher's data, as the shares say. Does it copy them? The guide never had them, and no
+# guided image *is* one of them. The distances, Euclidean over all pixels, tell more: those of real images that neither the
+# teacher nor the guide has seen are the measure.
 #
 # ## Which losses, and how large a step?
 #
@@ -235,13 +246,14 @@ for title, (step, weight) in trials.items():
 plots.image_grid(torch.cat(pictures), columns=20)
 
 # %% [markdown]
-# The rows are in the order of the lines. The slides' two losses help, and $L_\text{bn}$ helps more. At four times the step
-# the images turn into black and white blots, at which the distance takes no offence. Look at images, not only at numbers.
+# The rows are in the order of the lines. One seed and a hundred images are a coarse measure, so only large differences
+# count. For the digits the slides' two losses help, and $L_\text{bn}$ helps more. At four times the step the images turn
+# into black and white blots, at which the distance takes little offence. Look at images, not only at numbers.
 #
 # ## Is it worth it?
 #
 # Sets of images are a means. What counts are their students, who learn at the same number of iterations from guided and
-# from unguided images ([chapter 19](19_unified_distillation.ipynb)). In the ledger, three seeds:
+# from unguided images ([chapter 19](19_unified_distillation.ipynb)). From the ledger:
 
 # %%
 sets_of_images = [
@@ -259,10 +271,10 @@ studies.table(study, students, ("sqrt-FID", "reconstruction"))
 studies.verdicts("20_guided_synthesis")
 
 # %% [markdown]
-# *Verdict:* guidance works. In every seed it lowers the distance between the guide's images and data that this guide never
-# saw, on average to half, which is not far from that of a guide that did see them, unguided. For a student's encoder it counts as much: guided
-# images of the unseen guide are about as good as those of the other one. Neither is as good as the data. That it helps the
-# *generator* is not reproduced, for what noise can teach is not learned from images ([chapter 19](19_unified_distillation.ipynb)).
+# *Verdict, for the digits:* guidance works. In every seed it lowers the distance between the guide's images and data that
+# this guide never saw, on average to half. That is still above the distance of a guide that did see them, unguided. It
+# helps a student's encoder in every seed too: guided images of the unseen guide are about as good for it as those of the
+# other one. Neither is as good as the data. That it helps the *generator* is not reproduced, for what noise can teach is not learned from images ([chapter 19](19_unified_distillation.ipynb)).
 #
 # ## In the authors' code
 #
@@ -273,9 +285,11 @@ studies.verdicts("20_guided_synthesis")
 #
 # ## The result beside the slides
 #
-# The slides give no number for this step, but a figure of DiffDFKD's, in which the loss falls over time steps, and
-# images beside their nearest neighbours. A falling loss alone is no evidence of guidance: it falls without it too, as the
-# figure above shows, because noise becomes an image. The evidence is the distance between two lines from the same noise.
+# The slides give no number for this step. Under "Data-synthesis (paper's)", that is by DiffDFKD's pipeline, they have the
+# figure "Batch Norm loss v/s timesteps" and some generations taken from DiffDFKD's paper; under their own pipeline,
+# synthesized images beside their closest matches in CIFAR-10. A falling loss alone would be no evidence of guidance: it
+# falls without it too, as the figure above shows, because noise becomes an image. The evidence is the distance between
+# two lines from the same noise.
 #
 # ## Limits
 #
@@ -286,7 +300,7 @@ studies.verdicts("20_guided_synthesis")
 # ## Exercises
 #
 # 1. Let the statistics of the batch norms guide alone (`adjust = {"reconstruction": 0.0, "kl": 0.0}`). What is lost?
-# 2. Keep the gradient from the guide: detach $\epsilon$ in `guided_step`. What is left of the effect?
+# 2. Keep the gradient from the guide: detach $\epsilon$ in a copy of `guided_step`. What is left of the effect?
 # 3. Guide by the reconstruction alone, with a step four times as large. What does a VAE reconstruct best?
 #
 # ## Further reading

@@ -16,7 +16,7 @@
 # return, the student of a classifier has no noise to learn from: without images there is nothing to ask its teacher about.
 #
 # **What you'll do.** Distil a classifier of the digits 5 to 9 with images from a diffusion model that has only ever seen
-# 0 to 4.
+# 0 to 4. (The study `cifar10` has other images and another guide; what is said of digits here is about `digits`.)
 #
 # **What you'll learn.** DiffDFKD's three losses, latent CutMix, and how far a teacher's answers to wrong images go.
 #
@@ -109,8 +109,8 @@ plots.curves(lines, "step", "loss, mean over images")
 
 # %% [markdown]
 # The cross-entropy falls, jumps up four times, and falls again. The jumps are CutMix, of which more below: each time a
-# rectangle of another digit has come into the image. $L_\text{adv}$ hardly moves, because there is little left on which
-# teacher and student agree and yet differ.
+# rectangle of another image has come into it. $L_\text{adv}$ is small: where teacher and student agree on the class, they
+# differ little in their answers.
 #
 # The same without guidance, from the same noise: labels are asked for, and nobody listens.
 
@@ -127,7 +127,8 @@ drawn = {
 for name, found in drawn.items():
     shown = accuracy(teacher, found.images, labels)
     print(f"{name}: the teacher finds the class asked for in {shown:.0%}")
-assert accuracy(teacher, drawn["guided"].images, labels) > 0.5
+if settings.classification:
+    assert accuracy(teacher, drawn["guided"].images, labels) > 0.5
 
 # %%
 order = labels.argsort(stable=True)
@@ -136,8 +137,9 @@ plots.image_grid(
 )
 
 # %% [markdown]
-# Three rows without guidance, three with it, ordered by the class that was asked for. *We* would not call the lower ones 5
-# to 9. The teacher does, nearly always: what it asks for is what moves its own answer, and not what a digit looks like.
+# Three rows without guidance, three with it, ordered by the class that was asked for. Do *you* see those classes in the
+# lower ones? The teacher does, as often as printed: what guidance asks for is what moves the teacher's answer, and not
+# what an image of the class looks like.
 #
 # ## Latent CutMix
 #
@@ -189,9 +191,10 @@ for name in studies.CLASSIFIERS:
 assert min(found.values()) > 1.5 / classes
 
 # %% [markdown]
-# Two of the students have never seen one of the digits that they tell apart.
+# The last two students have learned from images of a guide alone. Beside each other they say what guidance adds in this
+# one seed; a difference of one point is three of the digits' held-out images.
 #
-# Which digits does the data-free student get wrong?
+# Which classes does the data-free student get wrong?
 
 # %%
 student = part("classifier-guided").model()
@@ -206,10 +209,18 @@ for k, digit in enumerate(settings.classes):
 # %% [markdown]
 # ## In the ledger
 #
-# Three seeds, each with its own teacher, guide and images.
+# Each seed has its own teacher, guide and images.
 
 # %%
 studies.table(study, studies.CLASSIFIERS, ("accuracy", "parameters"))
+
+# %%
+of, over = (
+    studies.by_seed(study, f"classifier-{name}", "accuracy")
+    for name in ("guided", "unguided")
+)
+for s in sorted(of.keys() & over.keys()):
+    print(f"seed {s}: unguided {over[s]:.1%}, guided {of[s]:.1%}")
 
 # %% [markdown]
 # ## In the authors' code
@@ -226,11 +237,18 @@ studies.table(study, studies.CLASSIFIERS, ("accuracy", "parameters"))
 studies.verdicts("21_classifier")
 
 # %% [markdown]
-# *Verdict:* the claim is reproduced at this scale, in every seed. But what of it is the method's? The student of *unguided*
-# images, zeros to fours, comes nearly as far. Guidance helps on average, in one seed of three, and makes students more
-# alike. Most of the work is done by the teacher's answers: about wrong images they still say how the classes lie to each
-# other.
-#
+# *Verdict, for the digits:* that a student without data is about as good as one with it is reproduced at this scale, in
+# every seed. But what of it is the method's? The student of *unguided* images, zeros to fours, comes nearly as far. Whether
+# guidance helps is undecided: it is ahead in one seed of three, level in one and behind in one, and its higher mean rests
+# on one unguided student that did worse. So most of the work is done by the teacher's answers: about wrong images they
+# still say how the classes lie to each other.
+
+# %%
+if study == "digits":
+    signs = [(of[s] > over[s]) - (of[s] < over[s]) for s in sorted(of)]
+    assert sorted(signs) == [-1, 0, 1]
+
+# %% [markdown]
 # DiffDFKD has ResNets on CIFAR-10 and CIFAR-100, with Stable Diffusion as guide. Nothing of that was run here, and none
 # of its numbers is reproduced.
 #
@@ -242,9 +260,10 @@ studies.verdicts("21_classifier")
 #
 # ## Exercises
 #
-# 1. Leave out one of the three losses at a time (`adjust`). Which one matters, and which does harm?
+# 1. Leave out one of the three losses at a time, as with `adjust = {"adversarial": 0.0}`. Does any of them matter by more
+#    than the spread of the table above?
 # 2. Distil from noise, uniform pixels. How far does a student get with a temperature of 30, and with one of 1?
-# 3. Let the guide be the one that has seen the data. What is left of the gap?
+# 3. Draw with `part("guide-seen").model()` in the place of the guide, and train a student on it. What is left of the gap?
 #
 # ## Further reading
 #

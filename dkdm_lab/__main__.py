@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import signal
 import sys
 import threading
@@ -106,7 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         "distill",
         help="distil a teacher to a student, without a data set",
         description="Train a student from a teacher alone and write it as a pipeline of the teacher's kind. "
-        "Called again, it goes on where it was stopped.",
+        "With it come its card, its losses and a sheet of its samples beside the teacher's. Called again, "
+        "it goes on where it was stopped.",
         epilog=EXIT_CODES,
     )
     _add_minutes(distil)
@@ -134,6 +136,10 @@ def _parser() -> argparse.ArgumentParser:
         help="steps that a turn moves the pool's samples by (default: T / 10; the paper's: 1)",
     )  # fmt: skip
     distil.add_argument(
+        "--variance", choices=("learned", "small", "large", "analytic", "ddim"), default=argparse.SUPPRESS,
+        help="of the pool's moves (default: the teacher's own where it learns one, else analytic in strides)",
+    )  # fmt: skip
+    distil.add_argument(
         "--storage", choices=("float32", "bfloat16", "float16", "host"), default=argparse.SUPPRESS,
         help="how the pool's samples rest: in a precision, or in float32 in the host's memory",
     )  # fmt: skip
@@ -142,7 +148,10 @@ def _parser() -> argparse.ArgumentParser:
         "--compile", nargs="?", const="default", metavar="MODE",
         help="compile both networks by torch.compile; reduce-overhead records CUDA graphs",
     )  # fmt: skip
-    distil.add_argument("--lr", type=float, default=argparse.SUPPRESS)
+    distil.add_argument(
+        "--lr", type=float, default=argparse.SUPPRESS,
+        help="default: 1e-4, and up to 1e-3 for fewer than 10,000 iterations",
+    )  # fmt: skip
     distil.add_argument("--ema", type=float, default=argparse.SUPPRESS)
     distil.add_argument(
         "--guidance", type=float, default=argparse.SUPPRESS, help="of the teacher while the pool moves"
@@ -151,6 +160,10 @@ def _parser() -> argparse.ArgumentParser:
     distil.add_argument(
         "--evaluate", type=int, default=0, metavar="N", help="compare N images with N of the teacher's (FID')"
     )
+    distil.add_argument(
+        "--samples", type=int, default=8, metavar="N",
+        help="columns of the sheet of samples beside the teacher's, at most; 0 for none (default: 8)",
+    )  # fmt: skip
     distil.add_argument("--schedule", choices=("cosine", "linear"), default="cosine", help="of an ADM file")
     distil.add_argument("--steps", type=int, default=1000, help="T, of an ADM file (default: 1000)")
     distil.add_argument("--size", type=int, help="of an ADM file's images (32) or a .ckpt's latents (64)")
@@ -351,7 +364,16 @@ def _distill(options: argparse.Namespace) -> None:
     names = [field.name for field in dataclasses.fields(distill.Distillation)]
     given = {name: getattr(options, name) for name in names if name in options}  # the rest has its defaults
     settings = distill.Distillation(**given)
-    distill.distill(teacher, settings, options.out, conditions, options.evaluate, compile=options.compile)
+    distill.distill(
+        teacher,
+        settings,
+        options.out,
+        conditions,
+        options.evaluate,
+        compile=options.compile,
+        samples=options.samples,
+        report=functools.partial(print, flush=True),
+    )
     print(options.out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -308,10 +308,17 @@ class Conditions:
 
     Sources keep a sample's condition as its index here. null: the condition that stands for none, shaped as
     one of ``values``; without it nothing is dropped and nothing can be guided. dropout: the share of a batch
-    whose condition is replaced by the null one, as classifier-free guidance is trained.
+    whose condition is replaced by the null one, as classifier-free guidance is trained. names: what each is
+    called, as the prompts behind embeddings; None where nobody can say, and for labels, which are numbers.
     """
 
-    def __init__(self, values: Tensor, null: Tensor | None = None, dropout: float = 0.1):
+    def __init__(
+        self,
+        values: Tensor,
+        null: Tensor | None = None,
+        dropout: float = 0.1,
+        names: Sequence[str] | None = None,
+    ):
         if len(values) == 0:
             raise ValueError("conditions: found none, expected at least one")
         if null is not None and null.shape != values.shape[1:]:
@@ -320,7 +327,9 @@ class Conditions:
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout: found {dropout}, expected a share in [0, 1)")
-        self.values, self.null = values, null
+        if names is not None and len(names) != len(values):
+            raise ValueError(f"names: found {len(names)}, expected one for each of {len(values)} conditions")
+        self.values, self.null, self.names = values, null, names
         self.dropout = 0.0 if null is None else dropout
         self._table = values if null is None else torch.cat([values, null[None]])  # NULL is its last row
 
@@ -339,7 +348,7 @@ class Conditions:
     def to(self, device: str | torch.device) -> Conditions:
         """The same on another device."""
         null = None if self.null is None else self.null.to(device)
-        return Conditions(self.values.to(device), null, self.dropout)
+        return Conditions(self.values.to(device), null, self.dropout, self.names)
 
 
 class NoisedImages:
@@ -454,32 +463,103 @@ class GaussianMixture:
         which = torch.randint(len(self.means), (n,), generator=generator)
         return self.means[which] + self.std * torch.randn(n, self.means.shape[1], generator=generator)
 
-    def denoiser(self, diffusion: GaussianDiffusion) -> MixtureDenoiser:
-        """The exact teacher for this distribution."""
-        return MixtureDenoiser(self, diffusion)
+    def denoiser(self, diffusion: GaussianDiffusion, learned: bool = True) -> MixtureDenoiser:
+        """The exact teacher for this distribution. learned: whether it answers with a variance too."""
+        return MixtureDenoiser(self, diffusion, learned)
 
 
-class MixtureDenoiser(nn.Module):
-    """The optimal denoiser of a mixture: ``(x_t, t) -> eps, v``, the best that Eqs. 4 and 12 can say.
+@dataclass(frozen=True)
+class LowRankGaussian:
+    """``N(mean, std^2 I + sum_k w_k w_k^T)``: data whose every moment is known at every level.
+
+    mean: of any shape, which is that of a sample. directions: the ``w_k``, ``[K, *shape]`` and at most as
+    many as a sample has numbers; without any the Gaussian is isotropic.
+    """
+
+    mean: Tensor
+    std: float
+    directions: Tensor | None = None
+
+    @property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """``U`` ``[D, K]``, orthonormal, and the covariance's eigenvalues along its columns ``[K]``, float64;
+        across them it is ``std^2``."""
+        D = self.mean.numel()
+        if self.directions is None:
+            return torch.zeros(D, 0, dtype=torch.float64), torch.zeros(0, dtype=torch.float64)
+        U, scale, _ = torch.linalg.svd(self.directions.double().reshape(-1, D).T, full_matrices=False)
+        return U, scale.square() + self.std**2
+
+    def energy(self, alpha_bar: Tensor) -> Tensor:
+        """``E|x_t|^2 / D`` of data that are noised to levels of ``alpha_bar``, in float64; its shape."""
+        _, along = self.spectrum
+        D = self.mean.numel()
+        covariance = (along.sum() + (D - len(along)) * self.std**2) / D
+        return alpha_bar.double() * (self.mean.double().square().mean() + covariance - 1) + 1
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """``n`` exact samples, ``[n, *shape]`` float32."""
+        generator = torch.Generator().manual_seed(seed)
+        x = self.mean + self.std * torch.randn(n, *self.mean.shape, generator=generator)
+        if self.directions is not None:
+            along = torch.randn(n, len(self.directions), generator=generator)
+            x = x + torch.tensordot(along, self.directions, 1)
+        return x
+
+    def denoiser(self, diffusion: GaussianDiffusion, learned: bool = True) -> LowRankGaussianDenoiser:
+        """The exact teacher for this distribution. learned: whether it answers with a variance too."""
+        return LowRankGaussianDenoiser(self, diffusion, learned)
+
+
+class ExactDenoiser(nn.Module):
+    """The optimal denoiser of a known distribution: ``(x_t, t) -> eps, v``, the best that Eqs. 4 and 12 can
+    say; v is None where it learns no variance.
 
     eps follows from E[x_0 | x_t] by Eq. 4. v follows from Var[x_0 | x_t]: the best diagonal Gaussian
     for ``x_{t-1}`` has the variance ``beta_tilde + coef_x0^2 Var[x_0 | x_t]``, solved for v in Eq. 12.
-    Between modes that is above Eq. 12's range (on the ring by 1.5% on average where it is most, and far
-    from all data without limit). v ends at 1 there: respaced steps would magnify the rest.
+    That can be above Eq. 12's range: between a mixture's modes (on the ring by 1.5% on average where it is
+    most, and far from all data without limit), and wherever data vary by more than 1. v ends at 1 there:
+    respaced steps would magnify the rest.
     """
 
-    def __init__(self, mixture: GaussianMixture, diffusion: GaussianDiffusion):
+    def __init__(self, diffusion: GaussianDiffusion, learned: bool = True):
         super().__init__()
-        self.mixture, self.diffusion = mixture, diffusion
+        self.diffusion, self.learns_variance = diffusion, learned
+
+    def posterior(self, x: Tensor, log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+        """``E[x_0 | x_t]`` and each coordinate's ``Var[x_0 | x_t]`` for ``x_t`` ``[B, D]`` at ``[B, 1]``, in
+        float64."""
+        raise NotImplementedError
+
+    def forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = x_t.double().flatten(1)
+        log_alpha_bar = self.diffusion.log_alpha_bar(t)[:, None].double()
+        root, noise = torch.exp(0.5 * log_alpha_bar), -torch.expm1(log_alpha_bar)
+        mean, variance = self.posterior(x, log_alpha_bar)
+        eps = (x - root * mean) / noise.sqrt()
+        if not self.learns_variance:
+            return eps.view(x_t.shape).to(x_t.dtype), None
+        c = self.diffusion.transition(t)
+        low, high = c.log_beta_tilde[:, None].double(), c.log_beta[:, None].double()
+        best = torch.log(c.beta_tilde[:, None] + c.coef_x0[:, None] ** 2 * variance)
+        # Where the two bounds meet, v has no effect and no definition.
+        v = 2 * (best - low) / (high - low).clamp(min=1e-12) - 1
+        return tuple(out.view(x_t.shape).to(x_t.dtype) for out in (eps, v.clamp(-1, 1)))
+
+
+class MixtureDenoiser(ExactDenoiser):
+    """The optimal denoiser of a mixture."""
+
+    def __init__(self, mixture: GaussianMixture, diffusion: GaussianDiffusion, learned: bool = True):
+        super().__init__(diffusion, learned)
+        self.mixture = mixture
         self.register_buffer("means", mixture.means.double())
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.means.shape[1],)
 
-    def forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        x = x_t.double()
-        log_alpha_bar = self.diffusion.log_alpha_bar(t)[:, None].double()
+    def posterior(self, x: Tensor, log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
         root, noise = torch.exp(0.5 * log_alpha_bar), -torch.expm1(log_alpha_bar)
         data_variance = self.mixture.std**2
         total = torch.exp(log_alpha_bar) * data_variance + noise  # of x_t around each scaled mean
@@ -488,10 +568,33 @@ class MixtureDenoiser(nn.Module):
         centre = self.means + (root * data_variance / total)[:, :, None] * offset  # E[x_0 | x_t, k]
         mean = (weight * centre).sum(1)
         variance = data_variance * noise / total + (weight * (centre - mean[:, None]).square()).sum(1)
-        eps = (x - root * mean) / noise.sqrt()
-        c = self.diffusion.transition(t)
-        low, high = c.log_beta_tilde[:, None].double(), c.log_beta[:, None].double()
-        best = torch.log(c.beta_tilde[:, None] + c.coef_x0[:, None] ** 2 * variance)
-        # Where the two bounds meet, v has no effect and no definition.
-        v = 2 * (best - low) / (high - low).clamp(min=1e-12) - 1
-        return eps.to(x_t.dtype), v.clamp(-1, 1).to(x_t.dtype)
+        return mean, variance
+
+
+class LowRankGaussianDenoiser(ExactDenoiser):
+    """The optimal denoiser of one Gaussian: linear, with the same variance for every sample of a level."""
+
+    def __init__(self, data: LowRankGaussian, diffusion: GaussianDiffusion, learned: bool = True):
+        super().__init__(diffusion, learned)
+        self.data = data
+        U, along = data.spectrum
+        self.register_buffer("mean", data.mean.double().flatten())
+        self.register_buffer("U", U)
+        self.register_buffer("along", along)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.data.mean.shape)
+
+    def posterior(self, x: Tensor, log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+        root, alpha_bar, noise = (
+            torch.exp(0.5 * log_alpha_bar),
+            log_alpha_bar.exp(),
+            -torch.expm1(log_alpha_bar),
+        )
+        # The covariance over that of x_t, across the directions [B, 1] and along them [B, K].
+        across, along = (c / (alpha_bar * c + noise) for c in (self.data.std**2, self.along))
+        offset = x - root * self.mean
+        mean = self.mean + root * (across * offset + ((along - across) * (offset @ self.U)) @ self.U.T)
+        variance = noise * (across + (along - across) @ self.U.square().T)
+        return mean, variance

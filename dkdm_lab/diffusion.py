@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import std
 from tqdm.auto import tqdm
 
 
@@ -195,6 +198,12 @@ class GaussianDiffusion:
         x0 = _like(signal, x_t, eps) * x_t - _like(noise, x_t, eps) * eps
         return x0.clamp(-float(clip), float(clip)) if clip else x0
 
+    def agreeing_eps(self, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+        """Eq. 4 solved for the noise: the one that agrees with an ``x_0``, a clamped one for instance."""
+        at_t = self.log_alpha_bar(t)
+        x0_scaled = _like(torch.exp(0.5 * at_t), x_t) * x0
+        return (x_t - x0_scaled) / _like(torch.sqrt(-torch.expm1(at_t)), x_t)
+
     def predict_eps(self, prediction: str, x_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """The noise, from what a network predicts instead: ``"v_prediction"`` or ``"sample"``, that is x_0.
 
@@ -229,19 +238,27 @@ class GaussianDiffusion:
         v: Tensor | None,
         s: Tensor | None = None,
         clip: bool | float = False,
+        variance: str | Tensor | None = None,
     ) -> Gaussian:
         """Eqs. 8, 10 and 12: ``p(x_s | x_t)`` from a network's outputs, ``s = t - 1`` unless given.
 
         eps: predicted noise, as ``x_t``. v: the network's variance output in [-1, 1], as ADM emits it
         (the paper's v of Eq. 12 is ``(v + 1) / 2``); None stands for the fixed variance.
+        variance: another one whatever v is: ``"small"``, ``"large"``, or ``Var[x_0 | x_t]`` of each sample
+        ``[B]``, per dimension, from which the best isotropic Gaussian's variance follows,
+        ``beta_tilde + coef_x0^2 Var[x_0 | x_t]`` (Bao et al., ICLR 2022, Eq. 8).
         A different t for every sample is the ordinary case.
         """
         c = self.transition(t, s)
         x0 = self.predict_x0(x_t, t, eps, clip)
         mean = _like(c.coef_x0, x_t) * x0 + _like(c.coef_xt, x_t) * x_t
+        if isinstance(variance, Tensor):
+            best = torch.log(c.beta_tilde + c.coef_x0**2 * variance)
+            return Gaussian(mean, _like(best, x_t).expand_as(x_t))
         low, high = _like(c.log_beta_tilde, x_t), _like(c.log_beta, x_t)
-        if v is None:
-            return Gaussian(mean, (low if self.variance == "small" else high).expand_as(x_t))
+        if v is None or variance is not None:
+            small = (variance or self.variance) == "small"
+            return Gaussian(mean, (low if small else high).expand_as(x_t))
         share = (v + 1) / 2
         return Gaussian(mean, share * high + (1 - share) * low)
 
@@ -251,11 +268,10 @@ class GaussianDiffusion:
 
     def ddim(self, x_t: Tensor, t: Tensor, eps: Tensor, s: Tensor) -> Tensor:
         """Song et al.'s deterministic step (eta = 0) from ``t`` to ``s``."""
-        at_t, at_s = self.log_alpha_bar(t), self.log_alpha_bar(s)
+        at_s = self.log_alpha_bar(s)
         x0 = self.predict_x0(x_t, t, eps, self.clip)
-        if self.clip:  # the noise that agrees with the clamped x0
-            x0_scaled = _like(torch.exp(0.5 * at_t), x_t) * x0
-            eps = (x_t - x0_scaled) / _like(torch.sqrt(-torch.expm1(at_t)), x_t)
+        if self.clip:
+            eps = self.agreeing_eps(x_t, t, x0)
         x_s = _like(torch.exp(0.5 * at_s), x_t) * x0 + _like(torch.sqrt(-torch.expm1(at_s)), x_t) * eps
         return x_s.to(x_t.dtype)
 
@@ -347,11 +363,40 @@ def mixed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def progress_bar(*arguments, show: bool, **options) -> tqdm:
-    """A tqdm bar that goes when it is done. The variable TQDM_DISABLE hides it, in notebooks too, where
-    tqdm itself does not look: so chapters run headless without bars in their outputs."""
+LOG_EVERY = 30.0  # seconds between two lines of progress in a log
+
+
+class _Lines(std.tqdm):
+    """Progress where no terminal is, as in a log: a line now and then, not one for each renewal of a bar, and
+    a last one. What is done before the first is due leaves none."""
+
+    def __init__(self, *arguments, **options):
+        self._begun = self._printed = time.monotonic()
+        super().__init__(*arguments, **options)
+
+    def display(self, msg=None, pos=None) -> None:
+        if msg is None and time.monotonic() - self._printed >= LOG_EVERY:
+            self._print()
+
+    def close(self) -> None:
+        if not self.disable and time.monotonic() - self._begun >= LOG_EVERY:
+            self._print()
+        super().close()
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        self.fp.write(f"{self}\n")
+        self.fp.flush()
+
+
+def progress_bar(*arguments, show: bool, **options) -> std.tqdm:
+    """A tqdm bar that goes when it is done; in a log, which is no terminal, a line now and then instead. The
+    variable TQDM_DISABLE hides both, in notebooks too, where tqdm itself does not look: so chapters run
+    headless without bars in their outputs."""
     hidden = not show or bool(os.environ.get("TQDM_DISABLE"))
-    return tqdm(*arguments, leave=False, disable=hidden, **options)
+    in_notebook = tqdm.__init__.__module__ == "tqdm.notebook"
+    kind = tqdm if in_notebook or sys.stderr.isatty() else _Lines
+    return kind(*arguments, leave=False, disable=hidden, **options)
 
 
 def _like(values: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:

@@ -38,6 +38,7 @@ from dkdm_lab.files import whole
 INCEPTION_WEIGHTS = Path(URL_INCEPTION_V3).name  # weights-inception-2015-12-05-6726825d.pth
 METRICS = ("FID", "sFID", "IS", "KID", "precision", "recall")
 FEATURES = ("inception", "digits")
+FEWEST = 5  # images that can be scored
 KEPT = 50_000  # features kept of a set for KID, precision and recall; FID's statistics take every image
 
 
@@ -71,8 +72,10 @@ def score(
             raise ValueError(
                 f"{label}: found {value.dtype} {tuple(value.shape)}, expected uint8 [N, C, H, W]"
             )
-        if len(value) < 5:
-            raise ValueError(f"{label}: found {len(value)}, expected at least 5: three neighbours and more")
+        if len(value) < FEWEST:
+            raise ValueError(
+                f"{label}: found {len(value)}, expected at least {FEWEST}: three neighbours and more"
+            )
     if images.shape[1:] != reference.shape[1:]:
         raise ValueError(
             f"images: found {tuple(images.shape[1:])}, but the reference has {tuple(reference.shape[1:])}"
@@ -115,6 +118,15 @@ def score(
     prefix = "digits-" if features == "digits" else ""
     counts = {"N": len(images), "N_reference": len(reference)}
     return {prefix + name: values[name] for name in names} | counts
+
+
+def require(features: str, n: int) -> None:
+    """Refuse what :func:`score` would refuse, before ``n`` images are made for it: ValueError for too few of
+    them, FileNotFoundError or ValueError where the network behind the features cannot be had."""
+    if n < FEWEST:
+        raise ValueError(f"images: found {n}, expected at least {FEWEST}: three neighbours and more")
+    if features == "inception":
+        _inception_state()
 
 
 # -- two samples --------------------------------------------------------------------------------------

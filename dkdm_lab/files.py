@@ -44,15 +44,43 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         (Path(scratch) / "new").rename(folder)
 
 
+@contextlib.contextmanager
+def added(folder: Path, last: str) -> Iterator[Path]:
+    """A new folder to write to. When the block ends its entries are put into ``folder``, one by one, each in
+    the place of one of its name; ``last`` at the end and all forced to the disk before it, so that where it
+    is, all are. For folders that hold other things and cannot be replaced, as a mount point.
+
+    For one process at a time. A block that fails leaves ``folder`` as it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / ".new"
+    shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
+    scratch.mkdir()
+    try:
+        yield scratch
+        for file in filter(Path.is_file, scratch.rglob("*")):
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
+        for entry in sorted(scratch.iterdir(), key=lambda entry: entry.name == last):
+            if (folder / entry.name).is_dir():
+                shutil.rmtree(folder / entry.name)
+            os.replace(entry, folder / entry.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(file: Path, value) -> None:
-    """Write JSON whole or not at all."""
-    with explained(file.parent), whole(file) as scratch:
+_ADVICE = "runs need a writable data_cache with space (set DKDM_DATA_CACHE to use another folder)"
+
+
+def write_json(file: Path, value, advice: str = _ADVICE) -> None:
+    """Write JSON whole or not at all. advice: as of :func:`explained`."""
+    with explained(file.parent, advice), whole(file) as scratch:
         scratch.write_text(json.dumps(value, indent=1) + "\n")
 
 
@@ -68,19 +96,15 @@ _REASONS = {
 
 
 @contextlib.contextmanager
-def explained(folder: Path) -> Iterator[None]:
-    """Turn the system's refusals to write into one clear sentence."""
+def explained(folder: Path, advice: str = _ADVICE) -> Iterator[None]:
+    """Turn the system's refusals to write into one clear sentence, which ends in what can be done."""
     try:
         yield
     except Exception as error:
         number = _system_error(error)
         if number not in _REASONS:
             raise
-        raise OSError(
-            number,
-            f"{folder}: {_REASONS[number]}; runs need a writable data_cache with space "
-            "(set DKDM_DATA_CACHE to use another folder)",
-        ) from error
+        raise OSError(number, f"{folder}: {_REASONS[number]}; {advice}") from error
 
 
 def _system_error(error: BaseException | None) -> int | None:

@@ -222,6 +222,7 @@ def find_folder(path: str | Path) -> Path:
 
 # Of a repository on the Hub: not the same weights again at its root, in half precision or for other programs.
 _NEEDED = ["*.json", "*.txt", "*/diffusion_pytorch_model*", "*/model*", "diffusion_pytorch_model*"]
+_NEEDED += ["README.md"]  # the card, for its licence
 _COPIES = ["*.fp16.*", "*.non_ema.*", "*.msgpack", "*.onnx*"]
 
 
@@ -281,6 +282,9 @@ def diffusion_of(scheduler) -> GaussianDiffusion:
 def ddpm_scheduler(diffusion: GaussianDiffusion, learned_variance: bool) -> DDPMScheduler:
     """The diffusers scheduler that agrees with ``diffusion``; its tables are float32."""
     names = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled_linear": "scaled_linear"}
+    names |= {
+        name: name for name in names.values()
+    }  # diffusers' own, of a process that was read from a folder
     if diffusion.schedule not in names:
         raise ValueError(f"schedule: found {diffusion.schedule!r}, expected one of {sorted(names)}")
     return DDPMScheduler(

@@ -297,14 +297,11 @@ class Claim:
         if not ratios:
             return "not run"
         holds = sum(ratio < 1 for ratio in ratios)
-        of = f"({holds} of {len(ratios)} seeds)"
-        if holds == len(ratios):
-            return f"reproduced at this scale {of}"
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-        return f"{'trend reproduced' if mean < 1 else 'not reproduced'} {of}"
+        decided = {len(ratios): VERDICTS[0], 0: VERDICTS[2]}  # where the seeds disagree, nothing is
+        return f"{decided.get(holds, VERDICTS[1])} ({holds} of {len(ratios)} seeds)"
 
 
-VERDICTS = ("reproduced at this scale", "trend reproduced", "not reproduced", "not run")
+VERDICTS = ("reproduced at this scale", "undecided", "not reproduced", "not run")
 
 
 def ratios(

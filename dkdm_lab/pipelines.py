@@ -104,9 +104,9 @@ class Pipeline:
 
     # -- latents and conditions -----------------------------------------------------------------------
 
-    def decode(self, x: Tensor) -> Tensor:
+    def decode(self, x: Tensor, batch_size: int = 32) -> Tensor:
         """Samples as images ``[N, C, H, W]`` in [-1, 1]: of a latent model decoded, of others as they are."""
-        return x if self.vae is None else decode(self.vae, x)
+        return x if self.vae is None else decode(self.vae, x, batch_size)
 
     def classes(self, null: int | None = None, dropout: float = 0.1) -> Conditions:
         """The labels of a class-conditional model. null: the label that stands for none, where the network
@@ -126,7 +126,7 @@ class Pipeline:
         """Embeddings of prompts by the pipeline's own text encoder, each computed once; null: that of ""."""
         if self.denoiser.condition != "text" or self.folder is None:
             raise ValueError(f"prompts: the denoiser takes {self.denoiser.condition or 'no condition'}")
-        index = json.loads((self.folder / "model_index.json").read_text())
+        index = self._index()
         tokenizer, encoder = (
             getattr(transformers, index[part][1]).from_pretrained(self.folder / part)
             for part in ("tokenizer", "text_encoder")
@@ -139,7 +139,7 @@ class Pipeline:
             return_tensors="pt",
         )
         embedded = torch.cat([encoder.eval()(part)[0] for part in tokens.input_ids.split(64)])
-        return Conditions(embedded[:-1], embedded[-1], dropout)
+        return Conditions(embedded[:-1], embedded[-1], dropout, names=prompts)
 
     # -- students -------------------------------------------------------------------------------------
 
@@ -179,36 +179,56 @@ class Pipeline:
     def save(self, folder: str | Path, student: Denoiser, files: Mapping[str, str]) -> None:
         """Write a student as the kind of pipeline its teacher is, with the teacher's other parts (VAE, text
         encoder). files: text by name, as README.md, the card. The folder appears whole or not at all."""
+        with whole_folder(Path(folder)) as new:
+            new.mkdir()
+            self.write_network(new, student)
+            self.write_other_parts(new, student)
+            for name, text in files.items():
+                (new / name).write_text(text, encoding="utf-8")
+
+    def write_network(self, folder: Path, student: Denoiser) -> None:
+        """What :meth:`Denoiser.from_pretrained` reads: a student's weights and its scheduler."""
+        with as_saved(student.network) as network:
+            network.save_pretrained(folder / self._part)
+        self._scheduler(student).save_pretrained(folder / "scheduler")
+
+    def write_other_parts(self, folder: Path, student: Denoiser) -> None:
+        """What the teacher's pipeline has beside network and scheduler, as its VAE and text encoder, and
+        ``model_index.json``, by which diffusers knows the whole. Other files of the teacher's folder, as its
+        card, are not the student's."""
+        own = {self._part: student.network, "scheduler": self._scheduler(student)}
+        if self.folder is None:
+            index = {"_class_name": "DDPMPipeline" if self.vae is None else "LDMPipeline"}
+            if self.vae is not None:
+                self.vae.save_pretrained(folder / "vqvae")
+                index["vqvae"] = ["diffusers", type(self.vae).__name__]
+        else:
+            index = self._index()
+            named = index.keys() | set(_VAE_PARTS)
+            for part in self.folder.iterdir():
+                if part.is_dir() and part.name in named - own.keys():
+                    shutil.copytree(part, folder / part.name, ignore=shutil.ignore_patterns(".*"))
+        for name, saved in own.items():
+            library = type(saved).__module__
+            library = "diffusers" if library.startswith("diffusers") else library
+            index[name] = [library, type(saved).__name__]
+        if "_class_name" in index:
+            (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def _part(self) -> str:
+        """Where a pipeline of this kind keeps its network."""
+        return "unet" if self.folder is None or (self.folder / "unet").is_dir() else "transformer"
+
+    def _index(self) -> dict:
+        file = None if self.folder is None else self.folder / "model_index.json"
+        return {} if file is None or not file.is_file() else json.loads(file.read_text(encoding="utf-8"))
+
+    def _scheduler(self, student: Denoiser) -> diffusers.SchedulerMixin:
         config = dict(self.scheduler.config)
         if student.learns_variance and config.get("variance_type") == "learned":
             config["variance_type"] = "learned_range"
-        part, index = "unet", {}
-        with whole_folder(Path(folder)) as new, as_saved(student.network) as network:
-            if self.folder is None:
-                new.mkdir()
-                index = {"_class_name": "DDPMPipeline" if self.vae is None else "LDMPipeline"}
-                if self.vae is not None:
-                    self.vae.save_pretrained(new / "vqvae")
-                    index["vqvae"] = ["diffusers", type(self.vae).__name__]
-            else:
-                part = "unet" if (self.folder / "unet").is_dir() else "transformer"
-                shutil.copytree(self.folder, new, ignore=shutil.ignore_patterns(part, "scheduler", ".*"))
-                if (new / "model_index.json").is_file():
-                    index = json.loads((new / "model_index.json").read_text())
-            for name, saved in (
-                (part, network),
-                ("scheduler", type(self.scheduler).from_config(config)),
-            ):
-                saved.save_pretrained(new / name)
-                library = type(saved).__module__
-                index[name] = [
-                    "diffusers" if library.startswith("diffusers") else library,
-                    type(saved).__name__,
-                ]
-            if "_class_name" in index:
-                (new / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-            for name, text in files.items():
-                (new / name).write_text(text)
+        return type(self.scheduler).from_config(config)
 
 
 @torch.no_grad()

@@ -41,6 +41,11 @@ def use_style() -> None:
     plt.rcParams.update(STYLE)
 
 
+def style():
+    """The book's look for the figures that a block draws, and for no others."""
+    return plt.rc_context(STYLE)
+
+
 def image_grid(images: Tensor, columns: int = 10, cell: float = 0.55) -> Figure:
     """uint8 images ``[N, C, H, W]`` in rows of ``columns``."""
     rows = -(-len(images) // columns)
@@ -50,6 +55,63 @@ def image_grid(images: Tensor, columns: int = 10, cell: float = 0.55) -> Figure:
     for axis, image in zip(axes.flat, images, strict=False):
         axis.imshow(image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=255)
     figure.subplots_adjust(0, 0, 1, 1, 0.06, 0.06)
+    plt.close(figure)
+    return figure
+
+
+def sample_sheet(
+    rows: Mapping[str, Tensor], columns: Sequence[str] | None = None, cell: float | None = None
+) -> Figure:
+    """One labelled row of images a name, ``{name: uint8 [N, C, H, W]}``, as many in each: what several models
+    make of the same noise, column by column. A method's label has its colour.
+
+    columns: a label for each column, as the class it was drawn for. cell: the side of an image in inches, by
+    default 0.9, and 2 for images larger than 128 pixels. Small images are enlarged pixel by pixel.
+    ValueError for rows that are not as many images, grey or in colour.
+    """
+    first = next(iter(rows.values()))
+    for name, images in rows.items():
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or images.shape != first.shape:
+            raise ValueError(
+                f"row {name!r}: found {list(images.shape)}, expected [N, 1 or 3, H, W], the same in each row"
+            )
+    number, (height, width) = len(first), first.shape[2:]
+    cell = cell or (0.9 if max(height, width) <= 128 else 2.0)
+    label, top, gap = 0.3 + 0.09 * max(map(len, rows)), 0.3 if columns else 0.06, 0.06
+    size = (label + number * cell + gap, top + len(rows) * (cell * height / width + gap))
+    figure, axes = plt.subplots(len(rows), 1, figsize=size, squeeze=False)
+    for axis, (name, images) in zip(axes.flat, rows.items(), strict=True):
+        line = max(1, round(width * gap / cell))  # the white between two images, in their own pixels
+        mosaic = np.full((height, number * (width + line) - line, images.shape[1]), 255, dtype=np.uint8)
+        for column, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
+            mosaic[:, column * (width + line) :][:, :width] = image
+        axis.imshow(mosaic.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", color=_colour(name) or "black")
+        axis.grid(visible=False)
+        axis.spines[:].set_visible(False)
+        axis.set(xticks=[], yticks=[])
+    if columns:
+        middles = [column * (width + line) + (width - 1) / 2 for column in range(number)]
+        axes[0, 0].set_xticks(middles, columns)
+        axes[0, 0].tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, pad=2)
+    (w, h), between = size, len(rows) * gap / (size[1] - top)
+    figure.subplots_adjust(label / w, gap / 2 / h, 1 - gap / w, 1 - top / h, hspace=between)
+    plt.close(figure)
+    return figure
+
+
+def losses(iteration: Sequence[int], values: Mapping[str, Sequence[float]]) -> Figure:
+    """A panel a loss over iterations, ``{label: values}``, for losses have units of their own; pale each
+    value, and its running mean. A logarithmic axis where all of a loss are above 0."""
+    figure, axes = plt.subplots(1, len(values), figsize=(4.6 * len(values), 3.4), squeeze=False)
+    for axis, (name, y) in zip(axes.flat, values.items(), strict=True):
+        axis.plot(iteration, y, color=COLOURS["dynamic"], alpha=0.3, linewidth=1)
+        axis.plot(iteration, smoothed(y, max(1, min(9, len(y) // 10))), color=COLOURS["dynamic"])
+        axis.set(xlabel="iteration", ylabel=name)
+        if all(value > 0 for value in y):
+            axis.set_yscale("log")
+            _read_log(axis.yaxis)
+    figure.tight_layout()
     plt.close(figure)
     return figure
 

@@ -18,6 +18,7 @@ from dkdm_lab import budget
 from dkdm_lab.clock import part
 from dkdm_lab.data import NULL, Conditions, branch, restore
 from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion, mixed, progress_bar
+from dkdm_lab.moves import VARIANCES, AnalyticVariance
 from dkdm_lab.networks import Answer, at_least_float32, guide
 
 WARMUPS = ("full", "respaced", "harvest")
@@ -28,6 +29,10 @@ STORAGES = {
     "float16": torch.float16,
     "host": torch.float32,
 }
+
+_LEARNS_NONE = (
+    "variance: found 'learned', but the teacher learns none; expected small, large, analytic or ddim"
+)
 
 
 class Pool:
@@ -48,6 +53,10 @@ class Pool:
     single step whatever the stride, and x_0 with it, so a sample can go as far at once as a respaced sampler
     would. Fresh samples begin at one of the last ``stride`` levels, which keeps t exactly uniform.
 
+    variance: of a move, one of :data:`~dkdm_lab.moves.VARIANCES`. None: the teacher's own where it learns
+    one; else the process's fixed variance for steps of one, as in the paper, and the analytic one for longer
+    moves, in strides and warm-ups: with a fixed one those would lose the samples' spread.
+
     storage: one of :data:`STORAGES`. A pool of 16 bits a number takes half the memory, and each turn rounds
     its samples; one on the "host" takes none of the device's, and sends each batch a turn ahead. Turns
     compute in float32 whatever it is.
@@ -66,6 +75,7 @@ class Pool:
         conditions: Conditions | None = None,
         guidance: float = 1.0,
         stride: int = 1,
+        variance: str | None = None,
         storage: str = "float32",
         seed: int = 0,
         device: str | torch.device = "cpu",
@@ -74,6 +84,10 @@ class Pool:
             raise ValueError(f"stride: found {stride}, expected 1 to {diffusion.T} steps")
         if storage not in STORAGES:
             raise ValueError(f"storage: found {storage!r}, expected one of {', '.join(STORAGES)}")
+        if variance not in (None, *VARIANCES):
+            raise ValueError(f"variance: found {variance!r}, expected None or one of {', '.join(VARIANCES)}")
+        if variance == "learned" and not getattr(teacher, "learns_variance", True):
+            raise ValueError(_LEARNS_NONE)
         native = getattr(teacher, "shape", None)
         if shape is not None and native is not None and tuple(shape) != tuple(native):
             raise ValueError(f"shape: found {tuple(shape)}, but the teacher's samples are {tuple(native)}")
@@ -93,7 +107,8 @@ class Pool:
         self.batch_size, self.size, self.warmup, self.discard = batch_size, size, warmup, discard
         self.shape, self.device = tuple(shape or native), torch.device(device)
         self.conditions = None if conditions is None else conditions.to(self.device)
-        self.guidance, self.stride = guidance, stride
+        self.guidance, self.stride, self.variance = guidance, stride, variance
+        self.analytic = AnalyticVariance(diffusion, self.device)
         self.evaluations = 0
         self.x: Tensor | None = None
         self.t: Tensor | None = None
@@ -125,8 +140,11 @@ class Pool:
             shown, c, moved = self._answers(x_t, t, c)
             target = self._p(x_t, t, shown)
             s = (t - self.stride).clamp(min=-1)
-            p = target if moved is shown and self.stride == 1 else self._p(x_t, t, moved, s)
-            self._replace(rows, index, self.diffusion.step(p, s, self._noise(len(t))), s)
+            if self.stride == 1 and self.variance is None and moved is shown:  # the paper's way
+                x_s = self.diffusion.step(target, s, self._noise(len(t)))
+            else:
+                x_s = self._move(x_t, t, s, moved, self.stride)
+            self._replace(rows, index, x_s, s)
             if self.discard == 0 or self._uniform(()) >= self.discard:
                 eps, v = shown
                 condition = None if c is None else self.conditions[c]
@@ -150,13 +168,15 @@ class Pool:
             self.t = fill[self.warmup](bar)
 
     def state_dict(self) -> dict:
-        """Everything that decides the next batches: samples, levels, conditions, generators, count."""
+        """Everything that decides the next batches: samples, levels, conditions, what was seen of the
+        teacher's variance, generators, count."""
         self._settle()
         return {
             **{
                 name: None if value is None else value.clone()  # the pool changes its samples in place
                 for name, value in (("x", self.x), ("t", self.t), ("c", self.c))
             },
+            "variance": self.analytic.sums,  # never changed in place
             "generator": self._generator.get_state(),
             "chooser": self._chooser.get_state() if self._next is None else self._chooser_before,
             "evaluations": self.evaluations,
@@ -164,8 +184,8 @@ class Pool:
 
     def load_state_dict(self, state: dict) -> None:
         """Go on exactly where :meth:`state_dict` was taken; the sizes must agree."""
-        keys = {"x", "t", "c", "generator", "chooser", "evaluations"}
-        if state.keys() != keys:
+        keys = {"x", "t", "c", "variance", "generator", "chooser", "evaluations"}
+        if state.keys() | {"variance"} != keys:  # older states have none
             raise ValueError(f"pool state: found {sorted(state)}, expected {sorted(keys)}")
         x = state["x"]
         expected = (self.size, *self.shape)
@@ -179,6 +199,8 @@ class Pool:
         self.t, self.c = (
             None if value is None else value.to(self.device, copy=True) for value in (state["t"], state["c"])
         )
+        seen = state.get("variance")
+        self.analytic.sums = None if seen is None else seen.to(self.device)
         self.x = self._next = None
         if x is not None:
             self._allocate()
@@ -188,13 +210,15 @@ class Pool:
         self.evaluations = state["evaluations"]
 
     def load_shards(self, states: list[dict], rank: int, ranks: int) -> None:
-        """Take this rank's part of all the samples of a training by another number of ranks, and noise that
-        none of them has drawn."""
+        """Take this rank's part of all the samples of a training by another number of ranks, an equal share
+        of what all have seen of the teacher's variance, and noise that none of them has drawn."""
         whole = {name: [state[name] for state in states] for name in ("x", "t", "c")}
         parts = {
             name: None if values[0] is None else torch.cat(values)[rank * self.size : (rank + 1) * self.size]
             for name, values in whole.items()
         }
+        seen = [state["variance"] for state in states if state.get("variance") is not None]
+        parts["variance"] = sum(seen) / ranks if seen else None
         evaluations = sum(state["evaluations"] for state in states) // ranks
         one = states[rank % len(states)]
         self.load_state_dict({**one, **parts, "evaluations": evaluations})
@@ -292,8 +316,22 @@ class Pool:
         with part("teacher"):
             return at_least_float32(self.teacher(x_t, t, *given))
 
-    def _p(self, x_t: Tensor, t: Tensor, answer: Answer, s: Tensor | None = None) -> Gaussian:
-        return self.diffusion.p(x_t, t, *answer, s, clip=self.diffusion.clip)
+    def _p(self, x_t: Tensor, t: Tensor, answer: Answer) -> Gaussian:
+        return self.diffusion.p(x_t, t, *answer, clip=self.diffusion.clip)
+
+    def _move(self, x_t: Tensor, t: Tensor, s: Tensor, answer: Answer, steps: int) -> Tensor:
+        """Samples at ``s``, ``steps`` levels below ``t`` or fewer, by an answer and the pool's variance."""
+        eps, v = answer
+        if self.variance == "learned" and v is None:
+            raise ValueError(_LEARNS_NONE)
+        if self.variance == "ddim":
+            return self.diffusion.ddim(x_t, t, eps, s)
+        variance = None if self.variance == "learned" else self.variance
+        if variance == "analytic" or (variance is None and v is None and steps > 1):
+            self.analytic.see(x_t, t, eps)
+            variance = self.analytic.at(t)
+        p = self.diffusion.p(x_t, t, eps, v, s, self.diffusion.clip, variance)
+        return self.diffusion.step(p, s, self._noise(len(t)))
 
     def _draw(self, n: int) -> Tensor:
         """Fresh conditions, evenly from all there are."""
@@ -332,7 +370,8 @@ class Pool:
                 break
             c = None if self.c is None else self.c[moving]
             rows = moving.to(self._place)
-            self._put(rows, self._jump(self._take(rows), level, goal[moving].clamp(min=below), c, bar))
+            s = goal[moving].clamp(min=below)
+            self._put(rows, self._jump(self._take(rows), level, s, c, level - below, bar))
         return goal
 
     def _fill_harvest(self, bar, steps: int = 10) -> Tensor:
@@ -353,7 +392,8 @@ class Pool:
         c = None if self.c is None else self._draw(len(chains))
         level = T - 1
         for low, share in zip(edges[-2::-1], shares[::-1], strict=True):
-            chains = self._jump(chains, level, torch.full((len(chains),), low, device=self.device), c, bar)
+            s = torch.full((len(chains),), low, device=self.device)
+            chains = self._jump(chains, level, s, c, level - low, bar)
             bottom = torch.full_like(share, low)
             x = self.diffusion.q_sample(chains[: len(share)], goal[share], self._noise(len(share)), bottom)
             self._put(share.to(self._place), x)
@@ -362,8 +402,8 @@ class Pool:
             level = low
         return goal
 
-    def _jump(self, x: Tensor, level: int, s: Tensor, c: Tensor | None, bar) -> Tensor:
-        """One respaced step from ``level`` to each sample's ``s``, in large batches."""
+    def _jump(self, x: Tensor, level: int, s: Tensor, c: Tensor | None, steps: int, bar) -> Tensor:
+        """One respaced step of ``steps`` levels from ``level`` to each sample's ``s``, in large batches."""
         moved = []
         for rows in budget.each(torch.arange(len(x), device=self.device).split(1024)):
             t = torch.full((len(rows),), level, device=self.device)
@@ -371,8 +411,7 @@ class Pool:
             if self.guidance != 1:
                 null = self._evaluate(x[rows], t, torch.full_like(rows, NULL))
                 answer = guide(answer, null, self.guidance)
-            p = self._p(x[rows], t, answer, s[rows])
-            moved.append(self.diffusion.step(p, s[rows], self._noise(len(t))))
+            moved.append(self._move(x[rows], t, s[rows], answer, steps))
             bar.update(len(t))
         return torch.cat(moved)
 

@@ -41,6 +41,7 @@ class Preset:
     samples: int  # N of every evaluation
     warmup: str = "harvest"  # the shuffle denoise; the paper's is "full"
     stride: int = 1  # by how many steps a turn moves the dynamic pool's samples; the paper's is 1
+    variance: str | None = None  # of the dynamic pool's moves: see moves.VARIANCES; None as pools.Pool says
     storage: str = "float32"  # how the dynamic pool's samples rest: see pools.STORAGES
     discard: float = 0.0  # Sec. 11
     curve: int = 4  # evaluations over a training, evenly spaced, the last at its end
@@ -185,6 +186,7 @@ PRESETS = {
             steps=50,
             samples=1000,
             curve=1,
+            variance="small",  # as the ledger's pools were filled, before moves had a variance of their own
             sampler="ddim",
             autoencoder="digits-vq",
             live={

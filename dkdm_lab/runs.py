@@ -63,7 +63,14 @@ _SPECIAL = ("sampler", "pipeline", "autoencoder", "classes", "teacher_seed")
 # How often and how a run is scored on its way changes nothing in where it ends.
 ON_THE_WAY = {"curve", "curve_samples"}
 # What came later than the first results, and what those were made with.
-_LATER = {"flip": False, "early_stop": False, "reference_images": None, "storage": "float32", "stride": 1}
+_LATER = {
+    "flip": False,
+    "early_stop": False,
+    "reference_images": None,
+    "storage": "float32",
+    "stride": 1,
+    "variance": None,
+}
 _TRAINING_OF_TEACHER = ("teacher_iterations", "teacher_lr", "teacher_ema")
 _TEACHER = ("teacher", *_TRAINING_OF_TEACHER)
 _STUDENT = ("student", "iterations", "lr", "ema")
@@ -77,7 +84,7 @@ _OF_METHOD = {
     "data-free": (*_TEACHER, *_STUDENT, *_SYNTHETIC, "flip"),
     "iterative": (*_TEACHER, *_STUDENT, "discard"),
     "shuffled": (*_TEACHER, *_STUDENT, "discard", "warmup"),
-    "dynamic": (*_TEACHER, *_STUDENT, "discard", "warmup", "rho", "storage", "stride"),
+    "dynamic": (*_TEACHER, *_STUDENT, "discard", "warmup", "rho", "storage", "stride", "variance"),
 }
 
 
@@ -314,7 +321,7 @@ class Run:
         if self.method != "iterative":
             options["warmup"] = p.warmup
         if self.method == "dynamic":
-            options |= {"rho": p.rho, "storage": p.storage, "stride": p.stride}
+            options |= {"rho": p.rho, "storage": p.storage, "stride": p.stride, "variance": p.variance}
         return POOLS[self.method](self.diffusion, teacher, **options)
 
     def _real(self) -> torch.Tensor:
@@ -631,8 +638,9 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def provenance() -> dict:
-    """Versions, hardware and commit: how a number was made."""
+def provenance(digits: bool = True) -> dict:
+    """Versions, hardware and commit: how a number was made; digits: with the hash of the digits classifier,
+    which is trained for it where there is none."""
     packages = ("torch", "diffusers", "accelerate", "torch-fidelity", "numpy")
     cores = f"CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else cores
@@ -641,7 +649,7 @@ def provenance() -> dict:
         **{package: version(package) for package in packages},
         "hardware": hardware,
         "commit": _commit(),
-        "digits_classifier": digits_classifier_hash(),
+        **({"digits_classifier": digits_classifier_hash()} if digits else {}),
     }
 
 

@@ -715,8 +715,7 @@ def _behind(name: str, other: str, points: float) -> Check:
 
     def check(study: str) -> dict[int, float]:
         a, b = (by_seed(study, part, "accuracy") for part in (name, other))
-        # Above 0, since a verdict takes the logarithm.
-        return {s: max(100 * (b[s] - a[s]), 0.01) / points for s in sorted(a.keys() & b.keys())}
+        return {s: 100 * (b[s] - a[s]) / points for s in sorted(a.keys() & b.keys())}
 
     return check
 

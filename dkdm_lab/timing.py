@@ -269,6 +269,7 @@ def training_source(preset: Preset, method: str, shape: tuple[int, ...], seed: i
     teacher = networks.build(preset.teacher).to(device())
     if method == "dynamic":
         options |= {"rho": preset.rho, "storage": preset.storage, "stride": preset.stride}
+        options["variance"] = preset.variance
     return POOLS[method](diffusion, teacher, **options)
 
 

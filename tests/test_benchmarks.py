@@ -91,3 +91,16 @@ def test_warm_ups_are_compared_by_cost_and_score(capsys, tmp_path):
     assert 25 * size < found["full"]["evaluations"] < 75 * size  # 49.5 a sample on average
     assert set(found["full"]["scores"]) == {"0", "1"}
     assert float(rows[2]["of the first's"]) == pytest.approx(size / found["full"]["evaluations"], abs=1e-3)
+
+
+def test_the_energy_that_moves_leave_is_printed_by_method(capsys, tmp_path):
+    """64 samples of 64 numbers show what is lost, not more: the bounds are five deviations wide."""
+    out = tmp_path / "moves.json"
+    sizes = ["--T", "20", "--s2", "0.25", "--strides", "4", "--dimensions", "64", "--samples", "64"]
+    benchmark("moves").main([*sizes, "--out", str(out)])
+    rows = rows_of(capsys.readouterr().out)
+    names = ["small", "small", "large", "analytic", "ddim", "learned"]
+    assert [row["variance"] for row in rows[::2]] == names
+    turned = {row["variance"]: row["turned"] for row in json.loads(out.read_text())["results"][1:]}
+    assert turned["small"][1] < 0.75 and turned["large"][1] > 1.25
+    assert 0.85 < turned["analytic"][1] < 1.15

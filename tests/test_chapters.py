@@ -58,6 +58,15 @@ def test_cells_are_few_and_short(source):
 
 
 @by_chapter
+def test_a_chapter_says_in_code_what_its_prose_claims(source):
+    assert any(
+        isinstance(node, ast.Assert)
+        for cell in code_cells(source)
+        for node in ast.walk(ast.parse(cell.source))
+    )
+
+
+@by_chapter
 def test_sections_come_in_the_books_order(source):
     order = [
         "**What you'll do.**",

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dkdm_lab.diffusion import Batch, GaussianDiffusion, numbered_noise
+from dkdm_lab.diffusion import Batch, GaussianDiffusion, numbered_noise, progress_bar
 from dkdm_lab.losses import dkdm_loss
 from dkdm_lab.networks import ddpm_scheduler
 
@@ -402,3 +402,37 @@ def test_ddim_steps_without_a_whole_stride_are_refused(diffusion):
 def test_betas_that_are_no_variances_are_refused(betas):
     with pytest.raises(ValueError, match=r"betas: found .*expected one row of numbers in \(0, 1\)"):
         GaussianDiffusion(betas)
+
+
+@pytest.fixture
+def hours(monkeypatch):
+    """A clock that is set by hand, and tqdm's own as well."""
+    now = [0.0]
+    monkeypatch.setattr("dkdm_lab.diffusion.time.monotonic", lambda: now[0])
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    return now
+
+
+def test_in_a_log_progress_is_a_line_now_and_then(hours, capsys):
+    for step in (bar := progress_bar(range(100), desc="training", show=True)):
+        hours[0] += 1.0
+        bar.set_postfix(loss=step)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4  # at 30, 60 and 90 seconds, and at the end
+    assert all(line.startswith("training: ") and "loss=" in line for line in lines)
+    assert "100/100" in lines[-1]
+
+
+def test_what_is_soon_done_leaves_nothing_in_a_log(hours, capsys):
+    for _ in progress_bar(range(100), show=True):
+        hours[0] += 0.29
+    with progress_bar(desc="warm-up", show=False):
+        hours[0] += 1000
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_has_a_bar(hours, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for _ in progress_bar(range(3), show=True):
+        pass
+    assert "\r" in capsys.readouterr().err

@@ -83,8 +83,9 @@ def test_a_claim_is_about_pixels_or_about_latents():
     "ratios, verdict",
     [
         ([0.5, 0.9, 0.99], "reproduced at this scale (3 of 3 seeds)"),
-        ([0.5, 0.9, 1.1], "trend reproduced (2 of 3 seeds)"),
-        ([0.9, 1.2, 1.1], "not reproduced (1 of 3 seeds)"),
+        ([0.1, 0.1, 1.1], "undecided (2 of 3 seeds)"),
+        ([0.9, 1.2, 1.1], "undecided (1 of 3 seeds)"),
+        ([1.3, 1.2, 1.1], "not reproduced (0 of 3 seeds)"),
         ([1.2], "not reproduced (0 of 1 seeds)"),
         ([], "not run"),
     ],
@@ -128,7 +129,7 @@ def test_only_runs_of_the_same_seed_are_compared(book):
         book("dynamic", seed, dynamic)
         book("data-free", seed, data_free)
     book("dynamic", 3, 1000)  # without a partner
-    assert verdict("is better than data-free training.$") == "trend reproduced (2 of 3 seeds)"
+    assert verdict("is better than data-free training.$") == "undecided (2 of 3 seeds)"
 
 
 def test_a_claim_of_several_parts_takes_each_seed_by_itself(book):
@@ -183,7 +184,7 @@ def test_primes_compare_distances_to_the_teacher(book):
     assert verdict("lower FID'").startswith("reproduced")
     book("dynamic", 1, 8, prime=7, student="digits-teacher")
     book("data-free", 1, 9, prime=6, student="digits-teacher")
-    assert verdict("lower FID'").startswith("trend reproduced")
+    assert verdict("lower FID'").startswith("undecided")
 
 
 def test_better_teachers_means_at_each_step(book):

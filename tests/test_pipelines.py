@@ -538,3 +538,19 @@ def test_a_distillation_begun_before_a_setting_came_goes_by_what_it_was_then(mad
     assert "begun with stride = 1, expected 2" in capsys.readouterr().err
     assert __main__.main([*command, "--student", "x0.5", "--stride", "1"]) == 1
     assert "this distillation is finished" in capsys.readouterr().err
+
+    del found["settings"]["variance"]  # the teacher learns none
+    file.write_text(json.dumps(found))
+    assert __main__.main([*command, "--student", "x0.5", "--stride", "1"]) == 1
+    assert "begun with variance = 'small', expected None" in capsys.readouterr().err
+    assert __main__.main([*command, "--student", "x0.5", "--stride", "1", "--variance", "small"]) == 1
+    assert "this distillation is finished" in capsys.readouterr().err
+
+
+def test_the_variance_of_moves_is_passed_on_and_recorded(made, tmp_path, capsys):
+    _, command = made("ddpm")
+    assert __main__.main([*command, "--student", "x0.5", "--variance", "learned"]) == 1
+    assert "variance: found 'learned', but the teacher learns none" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert __main__.main([*command, "--student", "x0.5", "--variance", "ddim"]) == 0
+    assert json.loads((tmp_path / "out" / "distillation.json").read_text())["settings"]["variance"] == "ddim"

@@ -283,11 +283,12 @@ def test_a_full_warm_up_costs_every_step_of_every_sample(diffusion, teacher):
     assert evaluations_to(pool, range(100)) == pool.evaluations
 
 
-def test_the_papers_way_stands_unchanged(ring):
+@pytest.mark.parametrize("learned", [True, False])
+def test_the_papers_way_stands_unchanged(learned, ring):
     """Full warm-up and Algorithm 1, written out: every sample, level and batch, draw by draw."""
     T, b, size = 20, 16, 64
     diffusion = GaussianDiffusion.cosine(T, clip=False)
-    teacher = ring.denoiser(diffusion)
+    teacher = ring.denoiser(diffusion, learned)
     pool = DynamicPool(diffusion, teacher, b, rho=0.2, warmup="full", seed=5)
     generator = torch.Generator().manual_seed(5)
 

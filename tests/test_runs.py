@@ -155,7 +155,7 @@ def test_early_stopping_keeps_the_best_point_and_its_model(monkeypatch):
     values = iter([3.0, 1.0, 2.0, 4.0])
     marks = []
 
-    def scored(self, denoiser):
+    def scored(self, denoiser, last):
         marks.append(torch.cat([p.detach().flatten() for p in denoiser.parameters()]))
         return {"energy-distance": next(values), "N": 50}
 
