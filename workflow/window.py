@@ -409,7 +409,8 @@ def run_jobs(
                 break
             time.sleep(0.2)
     finally:
-        for process in running.values():
+        for job, process in running.items():
+            clock.say(f"killed, it goes on from its last checkpoint: {job.name}")
             process.kill()
             process.wait()
     if not_begun := [*left_out, *waiting]:
