@@ -140,6 +140,15 @@ def test_a_synthetic_set_travels_with_all_its_parts_and_whole(tmp_path, cache, e
     assert torch.equal(run.images(), images)
 
 
+def test_the_runs_of_some_methods_can_travel_alone(tmp_path):
+    toy().result(progress=False)
+    toy("synthetic").result(progress=False)
+    manifest = pack("toy", tmp_path / "pack", methods=("teacher", "synthetic"))
+    assert {about["settings"]["method"] for about in manifest["folders"].values()} == {"synthetic"}
+    with pytest.raises(ValueError, match="methods: found 'fast'"):
+        pack("toy", tmp_path / "other", methods=("fast",))
+
+
 def test_parts_are_small_and_together_the_tar(tmp_path, elsewhere, monkeypatch):
     assert packing.PART == 15_000_000
     monkeypatch.setattr(packing, "PART", 100_000)

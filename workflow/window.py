@@ -42,10 +42,11 @@ PART = 15 * 10**6  # bytes of a file that travels
 TILE = 1000  # images of a WebP file, ten in a row
 PIECE = 2**21  # values of the weights compressed together
 JOBS = 10  # side by side: networks so small leave most of a GPU idle between two kernels
-GATHER = 20.0  # seconds at the end for what goes home
+GATHER = 30.0  # seconds at the end: saving, stopping, and what goes home
 START = 40.0  # seconds under which nothing is started: Python and its packages take 20 of them
 PACKED = 4  # files of a pack that go home at most
 SECONDS = 75.0  # that each student of windows 2 and 3 has
+TINY_SECONDS = 2.0
 TEACHER = "cifar10-short-teacher"
 CALL_AGAIN = 75  # the exit code of a command whose time ended before its work
 # A rehearsal on a CPU. The digits' and Inception's path are the same, only shorter.
@@ -205,17 +206,25 @@ def missing(wanted: Iterable[tuple], have: Mapping[str, dict]) -> list[Job]:
     wanted = {run.name: (run, primed) for run, primed in wanted}
     jobs: dict[str, Job] = {}
 
+    def lacks_prime(run) -> bool:
+        """Whether the ledger is to have this run's FID' and has not."""
+        return wanted.get(run.name, (run, False))[1] and "against_teacher" not in have.get(run.name, {})
+
+    def lacks(run) -> bool:
+        """Whether the ledger is to have this run, or its FID', and has not."""
+        return lacks_prime(run) or (run.name in wanted and run.name not in have)
+
     def add(run) -> str:
         """The job that makes a run, with those before it; its name."""
         name = f"{run.preset.name}/{run.name}"
-        if name in jobs:
+        if name in jobs or (run.status == "finished" and not lacks(run)):
             return name
-        primed = wanted.get(run.name, (run, False))[1] and "against_teacher" not in have.get(run.name, {})
+        primed = lacks_prime(run)
         splits = primed and run.method == "teacher" and not run.given
         needs = [each for each in run.needs() if not each.given]
         needs += [run.synthetic_run()] if primed and not splits else []
         after = tuple(dict.fromkeys(add(each) for each in needs))
-        entered = run.name in wanted and (run.name not in have or (primed and not splits))
+        entered = lacks(run) and (run.name not in have or not splits)
         options = (
             *(["--ledger"] if entered else []),
             *(["--against-teacher"] if primed and not splits else []),
@@ -226,8 +235,8 @@ def missing(wanted: Iterable[tuple], have: Mapping[str, dict]) -> list[Job]:
             jobs[f"{name}, FID'"] = Job(f"{name}, FID'", _train(run, "--ledger", "--against-teacher"), after)
         return name
 
-    for run, primed in wanted.values():
-        if run.name not in have or (primed and "against_teacher" not in have[run.name]):
+    for run, _ in wanted.values():
+        if lacks(run):
             add(run)
     return list(jobs.values())
 
@@ -253,7 +262,12 @@ def window_1(preset, have: Mapping[str, dict], seeds: Iterable[int], samples: in
 
 
 def window_2(
-    preset, have: Mapping[str, dict], seeds: Iterable[int], plan: dict | None, out: Path
+    preset,
+    have: Mapping[str, dict],
+    seeds: Iterable[int],
+    plan: dict | None,
+    out: Path,
+    seconds: float = SECONDS,
 ) -> list[Job]:
     """The teacher of ``cifar10-short`` and, measured, how many iterations each student has in the same time;
     or with the plan that this leaves, the students, and FID' where it is looked up."""
@@ -264,7 +278,8 @@ def window_2(
     if plan is None:
         first = missing([(run, False) for run, _ in sweep if run.method == "teacher"], have)
         settings = [f"--set={name}={value!r}" for name, value in _changes(preset).items()]
-        command = ("workflow/window.py", "equal-time", *settings, "--out", str(out / "gpu" / f"{PLAN}.json"))
+        command = ["workflow/window.py", "equal-time", *settings, "--seconds", f"{seconds:g}"]
+        command = (*command, "--out", str(out / "gpu" / f"{PLAN}.json"))
         return [*first, Job(PLAN, command, tuple(job.name for job in first), alone=True, timed=False)]
     wanted = []
     for run, primed in sweep:
@@ -352,13 +367,16 @@ def run_jobs(
     over; returns the names of those that are done. What a failed one would have made is not waited for."""
     logs.mkdir(parents=True, exist_ok=True)
     waiting, running, names = list(jobs), {}, {job.name for job in jobs}
-    done, lost, left_out = set(), set(), []
+    done, lost, stopped, left_out = set(), set(), set(), []
     try:
         while waiting or running:
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 process = running.pop(job)
                 lines = _log(logs, job).read_text(errors="replace").strip().splitlines() or [""]
                 how = {0: "done", CALL_AGAIN: "out of time, saved"}.get(process.returncode, "FAILED")
+                how = "stopped" if process.returncode and job.name in stopped else how
+                if process.returncode == 0:  # the scores alone, without the folder that they lie in
+                    lines.append("{" + lines[-1].partition("{")[2] if "{" in lines[-1] else lines[-1])
                 clock.say(f"{how}: {job.name}: {lines[-1]}")
                 if process.returncode == 0:
                     done.add(job.name)
@@ -367,9 +385,10 @@ def run_jobs(
                 ended()
             if clock.left < 0:
                 for job, process in running.items():
-                    if not job.timed or clock.left < -GATHER / 2:
+                    if job.name not in stopped and (not job.timed or clock.left < -GATHER / 3):
                         process.terminate()
-                if clock.left < -GATHER:
+                        stopped.add(job.name)
+                if clock.left < -2 * GATHER / 3:
                     break
             for job in list(waiting):  # those that something needs come before it
                 if lost.intersection(job.after):
@@ -390,7 +409,8 @@ def run_jobs(
                 break
             time.sleep(0.2)
     finally:
-        for process in running.values():
+        for job, process in running.items():
+            clock.say(f"killed, it goes on from its last checkpoint: {job.name}")
             process.kill()
             process.wait()
     if not_begun := [*left_out, *waiting]:
@@ -422,7 +442,7 @@ def window(options: argparse.Namespace) -> int:
     if unpacking.wait():
         return 1
     clock.say("the data are there")
-    work = cache_dir() / "window"
+    work = cache_dir() / ("rehearsal" if options.tiny else "window")
     results, models, logs = work / "results", work / "models", work / "logs"
     os.environ["DKDM_LEDGER"], book = str(results), ledger.folder()
     if options.resume and (options.resume / "pack").is_dir():
@@ -438,7 +458,7 @@ def window(options: argparse.Namespace) -> int:
         return {file.stem: json.loads(file.read_text()) for file in files}
 
     def home() -> None:
-        gather(work, options.out)
+        gather(work, options.out, "rehearsal" if options.tiny else "results")
 
     def go(jobs: list[Job]) -> bool:
         done = run_jobs(jobs, clock, options.jobs, logs, home)
@@ -451,7 +471,9 @@ def window(options: argparse.Namespace) -> int:
         complete = go([job for job in jobs if not (results / "gpu" / f"{job.name}.json").is_file()])
     else:
         plans = [place / "gpu" / f"{PLAN}.json" for place in (results, book)]
-        complete = any(p.is_file() for p in plans) or go(window_2(preset, have(name), seeds, None, results))
+        complete = any(p.is_file() for p in plans) or go(
+            window_2(preset, have(name), seeds, None, results, TINY_SECONDS if options.tiny else SECONDS)
+        )
         if plan := next((json.loads(p.read_text()) for p in plans if p.is_file()), None):
             there = any((place / TEACHER).is_dir() for place in (models, ROOT / "book" / "models"))
             publish = [] if there else [publication(preset, models)]
@@ -462,15 +484,16 @@ def window(options: argparse.Namespace) -> int:
     return 0 if complete else CALL_AGAIN
 
 
-def gather(work: Path, out: Path) -> None:
-    """What goes home so far, in two files: results and logs, and the published model."""
+def gather(work: Path, out: Path, name: str = "results") -> None:
+    """What goes home so far, in two files: results and logs, and the published model. name: of the first; a
+    rehearsal's is not one that :func:`take` looks for."""
     from dkdm_lab.files import whole
 
-    for name, folders in (("results.tar", ("results", "logs")), ("models.tar", ("models",))):
+    for file, folders in ((f"{name}.tar", ("results", "logs")), ("models.tar", ("models",))):
         found = [f for folder in folders for f in sorted((work / folder).rglob("*")) if f.is_file()]
         found = [f for f in found if not any(part.startswith(".") for part in f.relative_to(work).parts)]
         if found:
-            with whole(out / name) as file, tarfile.open(file, "w") as tar:
+            with whole(out / file) as scratch, tarfile.open(scratch, "w") as tar:
                 for each in found:
                     tar.add(each, each.relative_to(work).as_posix())
 
@@ -478,24 +501,18 @@ def gather(work: Path, out: Path) -> None:
 def carry(preset: str, out: Path, clock: Clock) -> None:
     """A pack of what the next lease's students stand on: the teacher and its images, finished or under way.
     One that would be too large to go home is left out."""
+    from dkdm_lab import packing
+
     pack = out / "pack"
     shutil.rmtree(pack, ignore_errors=True)
-    command = [
-        "-m",
-        "dkdm_lab",
-        "pack",
-        "--preset",
-        preset,
-        "--methods",
-        "teacher,synthetic",
-        "--out",
-        str(pack),
-    ]
-    told = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-    clock.say((told.stdout + told.stderr).strip().splitlines()[-1])
-    if len(list(pack.glob("runs.tar.*"))) > PACKED:
+    try:
+        manifest = packing.pack(preset, pack, methods=("teacher", "synthetic"))
+    except (ValueError, RuntimeError) as error:
+        clock.say(f"nothing is packed: {error}")
+        return
+    if (number := len(manifest["parts"])) > PACKED:
         shutil.rmtree(pack)
-        clock.say(f"the pack has more than {PACKED} files and is left here")
+        clock.say(f"{pack}: {number} files are more than {PACKED}, the pack is left out")
 
 
 def take(out: Path, book: Path, replace: bool = False) -> list[str]:
