@@ -138,10 +138,18 @@ def _digest(data: bytes) -> str:
 def _card(name: str, manifest: dict) -> str:
     """The model card, as the Hub shows it."""
     settings, made = manifest["settings"], manifest["made_with"]
-    scores = "\n".join(
-        f"| {metric} | {value:.3f} |" for metric, value in manifest["metrics"].items() if metric[0] != "N"
-    )
-    counts = manifest["metrics"]
+    scored = "Its scores are in the book, of these weights as they are.\n\n"
+    if counts := manifest["metrics"]:
+        scores = "\n".join(f"| {name} | {value:.3f} |" for name, value in counts.items() if name[0] != "N")
+        scored = f"""Scores of {counts["N"]:,} samples in {settings["steps"]} steps against \
+{counts["N_reference"]:,} training images, before the weights were rounded to 16 bits:
+
+| metric | |
+|---|--:|
+{scores}
+
+Metrics that begin with `digits-` are in the features of a small digit classifier and stand alone.
+"""
     flips = ", half of them mirrored" if settings["flip"] else ""
     clipped = ", x_0 clipped to [-1, 1]" if settings["clip"] else ""
     in_latents = (
@@ -182,13 +190,5 @@ model from an existing one, without any data set. It is no end in itself.
 | hardware | {made["hardware"]} |
 | made with | torch {made["torch"]}, diffusers {made["diffusers"]}, commit {made["commit"]} |
 
-Scores of {counts["N"]:,} samples in {settings["steps"]} steps against {counts["N_reference"]:,} training \
-images, before the weights were rounded to 16 bits:
-
-| metric | |
-|---|--:|
-{scores}
-
-Metrics that begin with `digits-` are in the features of a small digit classifier and stand alone.
-The weights are under this repository's licence, Apache-2.0.
+{scored}The weights are under this repository's licence, Apache-2.0.
 """

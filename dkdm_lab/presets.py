@@ -44,7 +44,7 @@ class Preset:
     variance: str | None = None  # of the dynamic pool's moves: see moves.VARIANCES; None as pools.Pool says
     storage: str = "float32"  # how the dynamic pool's samples rest: see pools.STORAGES
     discard: float = 0.0  # Sec. 11
-    curve: int = 4  # evaluations over a training, evenly spaced, the last at its end
+    curve: int = 4  # evaluations over a training, evenly spaced, the last at its end; 0 for none
     curve_samples: int | None = None  # N of those before the last, by FID alone; None for `samples`
     checkpoint_every: int = 1000
     mixed_precision: str = "no"

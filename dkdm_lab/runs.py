@@ -103,6 +103,9 @@ class Run:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"method: found {self.method!r}, expected one of {', '.join(METHODS)}")
+        if self.preset.curve < 0 or (self.preset.early_stop and not self.preset.curve):
+            least = 1 if self.preset.early_stop else 0
+            raise ValueError(f"curve: found {self.preset.curve} scores, expected {least} or more")
         if self.preset.early_stop and self.preset.curve_samples:
             raise ValueError(
                 f"curve_samples: found {self.preset.curve_samples} with early_stop, which keeps the best of "
@@ -426,7 +429,8 @@ class Run:
                 return
             if not p.early_stop:
                 averaged.save_pretrained(self.folder / "model", self.diffusion)
-            reported = self._best(curve) if p.early_stop else curve[-1]
+            last = curve[-1] if curve else {"iteration": iterations}  # which nobody scored
+            reported = self._best(curve) if p.early_stop else last
             if p.early_stop:
                 averaged = Denoiser.from_pretrained(self.folder / "model").to(device())
             self._show(averaged)

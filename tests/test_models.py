@@ -56,6 +56,17 @@ def test_a_published_model_says_how_it_was_made_and_not_where(box, tmp_path):
     assert f"| digits-FID | {manifest['metrics']['digits-FID']:.3f} |" in card
 
 
+def test_a_teacher_may_be_published_without_scores(box, tmp_path):
+    """They are measured on what was published."""
+    run = digits(seed=1, curve=0)
+    assert run.result(progress=False)["metrics"] == {}
+    card = (models.publish(run, tmp_path / "unscored") / "README.md").read_text()
+    assert "Its scores are in the book" in card and "digits-FID" not in card
+    for changes in ({"curve": -1}, {"curve": 0, "early_stop": True}):
+        with pytest.raises(ValueError, match=f"curve: found {changes['curve']} scores, expected . or more"):
+            digits(**changes)
+
+
 def test_a_run_not_finished_and_a_folder_in_use_are_refused(box, tmp_path):
     with pytest.raises(ValueError, match="found a run that is not begun, expected a finished one"):
         models.publish(digits(seed=5), tmp_path / "new")
