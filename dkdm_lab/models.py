@@ -150,7 +150,7 @@ def _card(name: str, manifest: dict) -> str:
 
 Metrics that begin with `digits-` are in the features of a small digit classifier and stand alone.
 """
-    flips = ", half of them mirrored" if settings["flip"] else ""
+    flips = ", half of the images mirrored" if settings["flip"] else ""
     clipped = ", x_0 clipped to [-1, 1]" if settings["clip"] else ""
     in_latents = (
         f"; in the latents of a small autoencoder, `{settings['autoencoder']}`, which lies here too"
