@@ -97,7 +97,7 @@ def test_every_method_runs_in_latent_space(quick, method):
 
 
 def test_a_pool_never_leaves_the_latents(quick, monkeypatch):
-    """Only the score decodes; nothing encodes but the teacher's own training."""
+    """Only scores decode, and encode the real images on which student and teacher are compared."""
     run = latent("dynamic")
     run.teacher_run().result(progress=False)
     calls = []
@@ -111,7 +111,9 @@ def test_a_pool_never_leaves_the_latents(quick, monkeypatch):
     next(source)
     assert calls == []
     run.result(progress=False)
-    assert set(calls) == {"decode"}
+    assert set(calls) == {"decode", "encode"}
+    size = len(load_images("digits"))
+    assert calls.count("encode") == -(-size // 32)  # once, for the error against the teacher
 
 
 def test_real_training_sees_the_latents_of_the_real_images(quick):

@@ -58,6 +58,8 @@ def test_the_books_own_networks_take_the_books_own_data():
     expected = {
         "digits": (1, 8, 8),
         "fashion": (1, 32, 32),
+        "cifar16": (3, 16, 16),
+        "cifar10": (3, 32, 32),
         "celeba": (3, 64, 64),
         "toy": (2,),
         "latent": (3, 4, 4),
