@@ -27,6 +27,17 @@ def _add_minutes(command: argparse.ArgumentParser, where: str = "") -> None:
     )  # fmt: skip
 
 
+def _add_run(command: argparse.ArgumentParser, **method) -> None:
+    """The options that name a run, see :func:`_run`; method: how its own is asked for."""
+    command.add_argument("--preset", default="digits")
+    command.add_argument("--method", **method)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings",
+        help="a setting of the preset",
+    )  # fmt: skip
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dkdm", description="DKDM Lab: run the book, or the runs behind it."
@@ -68,13 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     _add_minutes(train)
-    train.add_argument("--preset", default="digits")
-    train.add_argument("--method", required=True)
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument(
-        "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings",
-        help="a setting of the preset",
-    )  # fmt: skip
+    _add_run(train, required=True)
     train.add_argument("--ledger", action="store_true", help="enter the result into book/results/ too")
     train.add_argument(
         "--against-teacher", action="store_true",
@@ -177,13 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Write a finished run's model as diffusers' pipeline, as those in book/models are: "
         "weights in 16 bits, a card, and a manifest.",
     )
-    publish.add_argument("--preset", default="digits")
-    publish.add_argument("--method", default="teacher")
-    publish.add_argument("--seed", type=int, default=0)
-    publish.add_argument(
-        "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings",
-        help="a setting of the preset",
-    )  # fmt: skip
+    _add_run(publish, default="teacher")
     publish.add_argument("--out", required=True, metavar="DIR")
     pack = commands.add_parser(
         "pack",

@@ -12,19 +12,17 @@ from pathlib import Path
 
 from torch import nn
 
-from dkdm_lab.files import whole_folder, write_json
+from dkdm_lab.files import sha256, whole_folder, write_json
 
 MANIFEST = "training.json"
+_CIFAR = "CIFAR-10's 50,000 training images (Krizhevsky, 2009; no licence stated, free for research)"
 # What each was trained on, for its card.
 _DATA = {
-    "cifar10": "CIFAR-10's 50,000 training images (Krizhevsky, 2009; no licence stated, free for research)",
+    "cifar10": _CIFAR,
+    "cifar16": f"{_CIFAR}, each 2x2 pixels averaged to one",
     "digits": (
         "scikit-learn's 1,797 handwritten digits, 8x8 (the test part of UCI's Optical Recognition of "
         "Handwritten Digits, CC BY 4.0)"
-    ),
-    "cifar16": (
-        "CIFAR-10's 50,000 training images (Krizhevsky, 2009; no licence stated, free for research), each "
-        "2x2 pixels averaged to one"
     ),
 }
 
@@ -37,6 +35,12 @@ def models_dir() -> Path:
 def find(name: str) -> Path:
     """The folder of a model of the book, checked. FileNotFoundError for a name that none has; ValueError for
     one whose weights are not what was published."""
+    folder = _place(name)
+    check(folder)
+    return folder
+
+
+def _place(name: str) -> Path:
     folder = models_dir() / name
     if not (folder / MANIFEST).is_file():
         have = ", ".join(sorted(file.parent.name for file in models_dir().glob(f"*/{MANIFEST}"))) or "none"
@@ -44,14 +48,14 @@ def find(name: str) -> Path:
             f"{folder}: found no model of the book there, expected one of those in book/models ({have}); "
             f"`git checkout -- book/models` restores them"
         )
-    check(folder)
     return folder
 
 
 def fingerprint(name: str) -> str:
-    """Twelve hex digits that say which weights a model of the book has; errors as :func:`find`."""
-    folder = find(name)
-    return _digest("".join(sorted(_manifest(folder)["sha256"].values())).encode())[:12]
+    """Twelve hex digits that say which weights a model of the book has, by its manifest: whoever reads them
+    checks them. FileNotFoundError for a name that none has."""
+    digests = sorted(_manifest(_place(name))["sha256"].values())
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
 def check(folder: Path) -> None:
@@ -61,7 +65,7 @@ def check(folder: Path) -> None:
         return
     for name, expected in _manifest(folder)["sha256"].items():
         file = folder / name
-        found = _digest(file.read_bytes()) if file.is_file() else None
+        found = sha256(file) if file.is_file() else None
         if found != expected:
             what = "nothing" if found is None else f"weights with SHA-256 {found[:12]}"
             raise ValueError(
@@ -100,7 +104,7 @@ def publish(run, folder: str | Path) -> Path:
         weights = sorted(str(file.relative_to(new)) for file in new.rglob("*.safetensors"))
         kept = ("settings", "metrics", "of_iteration", "parameters", "wall_s", "made_with")
         manifest = {
-            "sha256": {name: _digest((new / name).read_bytes()) for name in weights},
+            "sha256": {name: sha256(new / name) for name in weights},
             "variance": "learned" if model.learns_variance else "fixed",
             **{key: result[key] for key in kept},
         }
@@ -129,10 +133,6 @@ def _manifest(folder: Path) -> dict:
             f"{file}: found no manifest of a published model ({error!r}); "
             f"`git checkout -- book/models` restores one of the book's"
         ) from error
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _card(name: str, manifest: dict) -> str:

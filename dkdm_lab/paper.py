@@ -422,7 +422,7 @@ def _costs_little(preset: str) -> dict[int, float]:
 
 
 def _smaller_is_faster(cast: dict) -> Check:
-    largest, smallest = (cast["sizes"] or (None,))[0], (cast["sizes"] or (None,))[-1]
+    largest, *_, smallest = cast["sizes"] or (None, None)
     return lambda preset: {
         m["seed"]: m["sampling"][smallest]["time"] / m["sampling"][largest]["time"]
         for m in ledger.measured(preset)
