@@ -23,7 +23,7 @@ from dkdm_lab.data import LowRankGaussian
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.files import write_json
 from dkdm_lab.ledger import Table
-from dkdm_lab.moves import VARIANCES
+from dkdm_lab.moves import OF_THE_TEACHER, VARIANCES
 from dkdm_lab.pools import ShuffledPool
 
 BANDS = (0.0, 0.02, 0.1, 0.3, 1.0)
@@ -85,8 +85,10 @@ def main(arguments: list[str] | None = None) -> None:
     diffusion = getattr(GaussianDiffusion, options.schedule)(T, clip=False)
     strides = [int(stride) for stride in options.strides or [max(1, T // 10)]]
     ways = [("full", 1, "small", False)]
-    ways += [("harvest", stride, v, False) for stride in strides for v in VARIANCES[1:]]
-    ways += [("harvest", stride, "learned", True) for stride in strides]
+    ways += [
+        ("harvest", stride, v, False) for stride in strides for v in VARIANCES if v not in OF_THE_TEACHER
+    ]
+    ways += [("harvest", stride, v, True) for stride in strides for v in OF_THE_TEACHER]
     results = []
     for s2, (warmup, stride, variance, learned) in itertools.product(options.s2, ways):
         rank = round(options.directions * D)

@@ -141,7 +141,8 @@ def _parser() -> argparse.ArgumentParser:
         help="steps that a turn moves the pool's samples by (default: T / 10; the paper's: 1)",
     )  # fmt: skip
     distil.add_argument(
-        "--variance", choices=("learned", "small", "large", "analytic", "ddim"), default=argparse.SUPPRESS,
+        "--variance", choices=("learned", "stretched", "small", "large", "analytic", "ddim"),
+        default=argparse.SUPPRESS,
         help="of the pool's moves (default: the teacher's own where it learns one, else analytic in strides)",
     )  # fmt: skip
     distil.add_argument(

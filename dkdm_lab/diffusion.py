@@ -223,6 +223,19 @@ class GaussianDiffusion:
         low, high = _like(c.log_beta_tilde, log_variance), _like(c.log_beta, log_variance)
         return 2 * (log_variance - low) / (high - low) - 1
 
+    def x0_variance(self, t: Tensor, v: Tensor) -> Tensor:
+        """``Var[x_0 | x_t]`` that a learned variance stands for; as its output ``v``, ``[B, *shape]``.
+
+        The best variance of a step is ``beta_tilde + coef_x0^2 Var[x_0 | x_t]``, and Eq. 12's bounds are
+        ``coef_x0^2 (1 - alpha_bar_t)`` apart whatever the step. So the linear share ``f`` of a variance
+        between its bounds says ``Var[x_0 | x_t] = f (1 - alpha_bar_t)``, and is that of a step of any length.
+        Eq. 12's own share is of the logarithms, and is not.
+        """
+        c = self.transition(t)
+        apart = _like(c.log_beta - c.log_beta_tilde, v)
+        share = torch.expm1((v + 1) / 2 * apart) / torch.expm1(apart)
+        return share * _like(-torch.expm1(self.log_alpha_bar(t)), v)
+
     def prediction_weight(self, prediction: str, t: Tensor) -> Tensor:
         """What a squared error of eps is to be multiplied with to be one of what the network predicts."""
         at_t = self.log_alpha_bar(t)
@@ -244,17 +257,20 @@ class GaussianDiffusion:
 
         eps: predicted noise, as ``x_t``. v: the network's variance output in [-1, 1], as ADM emits it
         (the paper's v of Eq. 12 is ``(v + 1) / 2``); None stands for the fixed variance.
-        variance: another one whatever v is: ``"small"``, ``"large"``, or ``Var[x_0 | x_t]`` of each sample
-        ``[B]``, per dimension, from which the best isotropic Gaussian's variance follows,
-        ``beta_tilde + coef_x0^2 Var[x_0 | x_t]`` (Bao et al., ICLR 2022, Eq. 8).
+        variance: another one whatever v is: ``"small"``, ``"large"``, or ``Var[x_0 | x_t]`` per dimension, of
+        each sample ``[B]`` or of each of its numbers, as ``x_t``. From that the best diagonal Gaussian's
+        variance follows, ``beta_tilde + coef_x0^2 Var[x_0 | x_t]`` (Bao et al., ICLR 2022, Eq. 8).
         A different t for every sample is the ordinary case.
         """
         c = self.transition(t, s)
         x0 = self.predict_x0(x_t, t, eps, clip)
         mean = _like(c.coef_x0, x_t) * x0 + _like(c.coef_xt, x_t) * x_t
         if isinstance(variance, Tensor):
-            best = torch.log(c.beta_tilde + c.coef_x0**2 * variance)
-            return Gaussian(mean, _like(best, x_t).expand_as(x_t))
+            if variance.ndim == 1:
+                best = _like(torch.log(c.beta_tilde + c.coef_x0**2 * variance), x_t)
+            else:
+                best = torch.log(_like(c.beta_tilde, x_t) + _like(c.coef_x0**2, x_t) * variance)
+            return Gaussian(mean, best.expand_as(x_t))
         low, high = _like(c.log_beta_tilde, x_t), _like(c.log_beta, x_t)
         if v is None or variance is not None:
             small = (variance or self.variance) == "small"

@@ -181,8 +181,8 @@ def _begun(out: Path, settings: Distillation, teacher: Pipeline) -> dict:
             raise ValueError(f"{out}: found other files there, expected an empty or a new folder")
         return {}
     found = json.loads(file.read_text())
-    # Before moves had a variance of their own, a teacher that learns none left them the process's.
-    variance = None if teacher.denoiser.learns_variance else teacher.diffusion.variance
+    # What moves had before they had a variance of their own.
+    variance = "stretched" if teacher.denoiser.learns_variance else teacher.diffusion.variance
     begun = {**_LATER, "variance": variance, **found["settings"]}
     for key, value in dataclasses.asdict(settings).items():
         if begun.get(key) != value:

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from dkdm_lab.diffusion import GaussianDiffusion
 
-# None leaves the choice to the pool. "learned": the teacher's own, which over a stride lies as far between
-# the stretched step's bounds as over one step (Nichol and Dhariwal). "small" and "large": those bounds, Eq. 6
-# and beta_t. "analytic": AnalyticVariance. "ddim": none, the step of Song et al. with eta = 0.
-VARIANCES = ("learned", "small", "large", "analytic", "ddim")
+# None leaves the choice to the pool. "learned": the teacher's own; over a stride, by what it says of
+# Var[x_0 | x_t]. "stretched": the teacher's own; over a stride it lies as far between the logarithms of the
+# step's bounds as over one step (Nichol and Dhariwal). "small" and "large": those bounds, Eq. 6 and beta_t.
+# "analytic": AnalyticVariance. "ddim": none, the step of Song et al. with eta = 0.
+VARIANCES = ("learned", "stretched", "small", "large", "analytic", "ddim")
+OF_THE_TEACHER = ("learned", "stretched")  # what only a teacher that learns its variance can give
 
 
 class AnalyticVariance:

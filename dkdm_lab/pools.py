@@ -18,7 +18,7 @@ from dkdm_lab import budget
 from dkdm_lab.clock import part
 from dkdm_lab.data import NULL, Conditions, branch, restore
 from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion, mixed, progress_bar
-from dkdm_lab.moves import VARIANCES, AnalyticVariance
+from dkdm_lab.moves import OF_THE_TEACHER, VARIANCES, AnalyticVariance
 from dkdm_lab.networks import Answer, at_least_float32, guide
 
 WARMUPS = ("full", "respaced", "harvest")
@@ -30,9 +30,7 @@ STORAGES = {
     "host": torch.float32,
 }
 
-_LEARNS_NONE = (
-    "variance: found 'learned', but the teacher learns none; expected small, large, analytic or ddim"
-)
+_LEARNS_NONE = "variance: found {!r}, but the teacher learns none; expected small, large, analytic or ddim"
 
 
 class Pool:
@@ -53,7 +51,7 @@ class Pool:
     single step whatever the stride, and x_0 with it, so a sample can go as far at once as a respaced sampler
     would. Fresh samples begin at one of the last ``stride`` levels, which keeps t exactly uniform.
 
-    variance: of a move, one of :data:`~dkdm_lab.moves.VARIANCES`. None: the teacher's own where it learns
+    variance: of a move, one of :data:`~dkdm_lab.moves.VARIANCES`. None: "learned" where the teacher learns
     one; else the process's fixed variance for steps of one, as in the paper, and the analytic one for longer
     moves, in strides and warm-ups: with a fixed one those would lose the samples' spread.
 
@@ -86,8 +84,8 @@ class Pool:
             raise ValueError(f"storage: found {storage!r}, expected one of {', '.join(STORAGES)}")
         if variance not in (None, *VARIANCES):
             raise ValueError(f"variance: found {variance!r}, expected None or one of {', '.join(VARIANCES)}")
-        if variance == "learned" and not getattr(teacher, "learns_variance", True):
-            raise ValueError(_LEARNS_NONE)
+        if variance in OF_THE_TEACHER and not getattr(teacher, "learns_variance", True):
+            raise ValueError(_LEARNS_NONE.format(variance))
         native = getattr(teacher, "shape", None)
         if shape is not None and native is not None and tuple(shape) != tuple(native):
             raise ValueError(f"shape: found {tuple(shape)}, but the teacher's samples are {tuple(native)}")
@@ -322,14 +320,16 @@ class Pool:
     def _move(self, x_t: Tensor, t: Tensor, s: Tensor, answer: Answer, steps: int) -> Tensor:
         """Samples at ``s``, ``steps`` levels below ``t`` or fewer, by an answer and the pool's variance."""
         eps, v = answer
-        if self.variance == "learned" and v is None:
-            raise ValueError(_LEARNS_NONE)
-        if self.variance == "ddim":
+        variance = self.variance or ("learned" if v is not None else "analytic" if steps > 1 else None)
+        if variance in OF_THE_TEACHER and v is None:
+            raise ValueError(_LEARNS_NONE.format(variance))
+        if variance == "ddim":
             return self.diffusion.ddim(x_t, t, eps, s)
-        variance = None if self.variance == "learned" else self.variance
-        if variance == "analytic" or (variance is None and v is None and steps > 1):
+        if variance == "analytic":
             self.analytic.see(x_t, t, eps)
             variance = self.analytic.at(t)
+        elif variance in OF_THE_TEACHER:  # as they are for a step of one, as in the paper
+            variance = self.diffusion.x0_variance(t, v) if variance == "learned" and steps > 1 else None
         p = self.diffusion.p(x_t, t, eps, v, s, self.diffusion.clip, variance)
         return self.diffusion.step(p, s, self._noise(len(t)))
 

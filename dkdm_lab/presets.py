@@ -41,7 +41,7 @@ class Preset:
     samples: int  # N of every evaluation
     warmup: str = "harvest"  # the shuffle denoise; the paper's is "full"
     stride: int = 1  # by how many steps a turn moves the dynamic pool's samples; the paper's is 1
-    variance: str | None = None  # of the dynamic pool's moves: see moves.VARIANCES; None as pools.Pool says
+    variance: str | None = None  # of the pools' long moves: see moves.VARIANCES; None as pools.Pool says
     storage: str = "float32"  # how the dynamic pool's samples rest: see pools.STORAGES
     discard: float = 0.0  # Sec. 11
     curve: int = 4  # evaluations over a training, evenly spaced, the last at its end; 0 for none
@@ -115,6 +115,7 @@ _DIGITS = Preset(
     steps=50,
     samples=2000,
     curve=5,
+    variance="stretched",  # as the ledger's pools were filled and moved
     live={
         "pipeline": "digits-teacher",
         "teacher_seed": 0,
@@ -186,7 +187,7 @@ PRESETS = {
             steps=50,
             samples=1000,
             curve=1,
-            variance="small",  # as the ledger's pools were filled, before moves had a variance of their own
+            variance="small",  # as the ledger's pools were filled
             sampler="ddim",
             autoencoder="digits-vq",
             live={
@@ -219,6 +220,7 @@ PRESETS = {
             steps=50,
             samples=1000,
             curve=1,
+            variance="stretched",  # as the ledger's pools were filled
             classes=10,
             live={
                 "pipeline": "digits-classes-teacher",
@@ -250,6 +252,7 @@ PRESETS = {
             steps=50,
             samples=2000,
             curve=3,
+            variance="stretched",  # as the ledger's pools were filled
             mixed_precision="bf16",
             reference_images=10_000,
         ),

@@ -69,7 +69,7 @@ _LATER = {
     "reference_images": None,
     "storage": "float32",
     "stride": 1,
-    "variance": None,
+    "variance": "stretched",
 }
 _TRAINING_OF_TEACHER = ("teacher_iterations", "teacher_lr", "teacher_ema")
 _TEACHER = ("teacher", *_TRAINING_OF_TEACHER)
@@ -83,7 +83,7 @@ _OF_METHOD = {
     "data-limited": (*_TEACHER, *_STUDENT, *_SYNTHETIC, "flip", "real_fraction"),
     "data-free": (*_TEACHER, *_STUDENT, *_SYNTHETIC, "flip"),
     "iterative": (*_TEACHER, *_STUDENT, "discard"),
-    "shuffled": (*_TEACHER, *_STUDENT, "discard", "warmup"),
+    "shuffled": (*_TEACHER, *_STUDENT, "discard", "warmup", "variance"),
     "dynamic": (*_TEACHER, *_STUDENT, "discard", "warmup", "rho", "storage", "stride", "variance"),
 }
 
@@ -326,9 +326,9 @@ class Run:
         teacher = self.teacher_run().model(progress)
         options |= {"discard": p.discard, "guidance": p.guidance}
         if self.method != "iterative":
-            options["warmup"] = p.warmup
+            options |= {"warmup": p.warmup, "variance": p.variance}
         if self.method == "dynamic":
-            options |= {"rho": p.rho, "storage": p.storage, "stride": p.stride, "variance": p.variance}
+            options |= {"rho": p.rho, "storage": p.storage, "stride": p.stride}
         return POOLS[self.method](self.diffusion, teacher, **options)
 
     def _real(self) -> torch.Tensor:

@@ -250,6 +250,20 @@ def test_v_runs_between_the_bounds_of_the_variance(diffusion, v, bound):
     assert_close(p.log_variance, getattr(diffusion.transition(t), bound)[:, None].expand_as(x))
 
 
+def test_a_learned_variance_says_how_unsure_x0_is(diffusion):
+    """One step's variance is beta_tilde + coef_x0^2 Var[x_0 | x_t], from 0 to 1 - alpha_bar_t."""
+    t = torch.arange(1, diffusion.T)
+    v, x_t = 2 * torch.rand(len(t), 5) - 1, torch.randn(len(t), 5)
+    unsure = diffusion.x0_variance(t, v)
+    noise = torch.as_tensor(1 - diffusion.alpha_bar[1:, None])
+    assert bool((unsure > 0).all()) and bool((unsure < noise).all())
+    eps = torch.zeros_like(x_t)
+    same = diffusion.p(x_t, t, eps, None, variance=unsure)
+    assert_close(same.log_variance, diffusion.p(x_t, t, eps, v).log_variance, rtol=1e-5, atol=1e-5)
+    ends = [diffusion.x0_variance(t, torch.full_like(v, end)) for end in (-1.0, 1.0)]
+    assert_close(ends, [torch.zeros_like(v), noise.expand_as(v).float()])
+
+
 def test_a_different_t_for_every_sample_is_each_sample_alone():
     diffusion = GaussianDiffusion.cosine(1000)
     x_t, eps, v, noise = torch.randn(4, 50, 3, 4, 4)

@@ -588,7 +588,7 @@ def test_a_stride_moves_by_so_many_steps_and_shows_the_target_of_one(diffusion, 
 
 
 def test_a_stride_lands_where_respaced_sampling_would(diffusion, teacher):
-    pool = make("shuffled", diffusion, teacher, stride=7)
+    pool = make("shuffled", diffusion, teacher, stride=7, variance="stretched")
     pool.fill()
     state, x, t = pool.state_dict(), pool.x.clone(), pool.t.clone()
     next(pool)
@@ -635,10 +635,10 @@ def astray(stride, low, high, seed, ring, diffusion):
 @pytest.mark.parametrize("stride", [5, 10])
 def test_small_strides_leave_every_level_as_it_is(stride, low, high, ring, diffusion):
     """With the exact teacher. Measured with 6,000 samples and 3 seeds: 0.0001 +- 0.001 for steps of one, as
-    much for strides of 5 and 10; at stride 50 0.065 below level 10 and 0.026 from there to 30."""
+    much for strides of 5 and 10; at stride 50 from 0.015 to 0.029 below level 10."""
     distances = [astray(stride, low, high, seed, ring, diffusion) for seed in (0, 1)]
     assert abs(sum(distances) / 2) < 0.006
 
 
 def test_a_stride_of_half_the_levels_loses_the_data(ring, diffusion):
-    assert astray(50, 0, 10, 0, ring, diffusion) > 0.03
+    assert sum(astray(50, 0, 10, seed, ring, diffusion) for seed in (0, 1)) / 2 > 0.012
