@@ -229,11 +229,12 @@ class GaussianDiffusion:
         The best variance of a step is ``beta_tilde + coef_x0^2 Var[x_0 | x_t]``, and Eq. 12's bounds are
         ``coef_x0^2 (1 - alpha_bar_t)`` apart whatever the step. So the linear share ``f`` of a variance
         between its bounds says ``Var[x_0 | x_t] = f (1 - alpha_bar_t)``, and is that of a step of any length.
-        Eq. 12's own share is of the logarithms, and is not.
+        Eq. 12's own share is of the logarithms, and is not. A network's v may lie outside its range: f never
+        does.
         """
         c = self.transition(t)
         apart = _like(c.log_beta - c.log_beta_tilde, v)
-        share = torch.expm1((v + 1) / 2 * apart) / torch.expm1(apart)
+        share = torch.expm1((v.clamp(-1, 1) + 1) / 2 * apart) / torch.expm1(apart)
         return share * _like(-torch.expm1(self.log_alpha_bar(t)), v)
 
     def prediction_weight(self, prediction: str, t: Tensor) -> Tensor:

@@ -260,7 +260,7 @@ def test_a_learned_variance_says_how_unsure_x0_is(diffusion):
     eps = torch.zeros_like(x_t)
     same = diffusion.p(x_t, t, eps, None, variance=unsure)
     assert_close(same.log_variance, diffusion.p(x_t, t, eps, v).log_variance, rtol=1e-5, atol=1e-5)
-    ends = [diffusion.x0_variance(t, torch.full_like(v, end)) for end in (-1.0, 1.0)]
+    ends = [diffusion.x0_variance(t, torch.full_like(v, end)) for end in (-1.5, 1.5)]
     assert_close(ends, [torch.zeros_like(v), noise.expand_as(v).float()])
 
 
