@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from dkdm_lab.__main__ import list_of
+from dkdm_lab.cli import list_of
 from dkdm_lab.data import LowRankGaussian
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.files import write_json
-from dkdm_lab.ledger import Table
+from dkdm_lab.experiments.ledger import Table
 from dkdm_lab.moves import OF_THE_TEACHER, VARIANCES
 from dkdm_lab.pools import ShuffledPool
+from dkdm_lab.system.files import write_json
 
 BANDS = (0.0, 0.02, 0.1, 0.3, 1.0)
 

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import torch
 
-from dkdm_lab import presets, timing
-from dkdm_lab.__main__ import list_of, setting
-from dkdm_lab.files import write_json
-from dkdm_lab.ledger import Table
-from dkdm_lab.presets import Preset
-from dkdm_lab.runs import provenance
+from dkdm_lab.cli import list_of, setting
+from dkdm_lab.experiments import presets, speed
+from dkdm_lab.experiments.ledger import Table
+from dkdm_lab.experiments.presets import Preset
+from dkdm_lab.system.files import write_json
+from dkdm_lab.system.provenance import provenance
 
 METHODS = ("data-based", "iterative", "shuffled", "dynamic")
 PLAIN = {"channels_last": False}
@@ -42,7 +42,7 @@ def measure(preset: Preset, method: str, precision: str = "no", **options) -> di
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.reset_peak_memory_stats()
-    found = dataclasses.asdict(timing.overhead(preset.replace(mixed_precision=precision), method, **options))
+    found = dataclasses.asdict(speed.overhead(preset.replace(mixed_precision=precision), method, **options))
     return found | ({"peak_bytes": torch.cuda.max_memory_allocated()} if gpu else {})
 
 

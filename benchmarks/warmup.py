@@ -14,12 +14,13 @@ import statistics
 import sys
 from pathlib import Path
 
-from dkdm_lab import ledger, presets, timing
-from dkdm_lab.__main__ import list_of, setting
-from dkdm_lab.files import write_json
+from dkdm_lab.cli import list_of, setting
+from dkdm_lab.experiments import ledger, presets, speed
+from dkdm_lab.experiments.presets import Preset
+from dkdm_lab.experiments.runs import Run
 from dkdm_lab.pools import WARMUPS
-from dkdm_lab.presets import Preset
-from dkdm_lab.runs import Run, provenance
+from dkdm_lab.system.files import write_json
+from dkdm_lab.system.provenance import provenance
 
 
 def measure(preset: Preset, warmup: str, seeds: list[int]) -> dict:
@@ -28,7 +29,7 @@ def measure(preset: Preset, warmup: str, seeds: list[int]) -> dict:
     seconds, evaluations = [], 0
     for run in runs:
         pool = run.source()
-        seconds.append(timing.seconds_of(pool.fill))
+        seconds.append(speed.seconds_of(pool.fill))
         evaluations = pool.evaluations
     scores = {run.seed: run.result()["metrics"][preset.metric] for run in runs}
     return {"evaluations": evaluations, "seconds": statistics.median(seconds), "scores": scores}

@@ -31,13 +31,15 @@ seed = 0
 # %%
 import torch
 
-from dkdm_lab import networks, plots, presets
+from dkdm_lab import networks
 from dkdm_lab.data import GaussianMixture
-from dkdm_lab.evaluation import energy_distance
+from dkdm_lab.experiments import presets
+from dkdm_lab.metrics import energy_distance
 from dkdm_lab.pools import DynamicPool
+from dkdm_lab.system import figures
 from dkdm_lab.training import train
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(
     "toy"
 )  # points in the plane, whatever the rest of the book runs on
@@ -50,7 +52,7 @@ diffusion = settings.diffusion()
 # was added. The three ways below differ in one thing only: **where the triple comes from**.
 
 # %%
-plots.paradigms()
+figures.paradigms()
 
 # %% [markdown]
 # Read each row from left to right. *Data-based training* noises real samples. *Data-free training* first lets the
@@ -85,7 +87,7 @@ distilled = diffusion.sample(student, 1000, steps=50, seed=seed)
 
 # %%
 reference = data.sample(1000, seed=1)
-plots.points(
+figures.points(
     {
         "noise, the start": torch.randn(1000, 2),
         "distilled student": distilled,

@@ -27,11 +27,12 @@ seed = 0
 # %%
 import torch
 
-from dkdm_lab import data, plots
+from dkdm_lab import data, sources
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.widgets import frames
+from dkdm_lab.notebook.explore import frames
+from dkdm_lab.system import figures
 
-plots.use_style()
+figures.use_style()
 diffusion = GaussianDiffusion.cosine(T)
 generator = torch.Generator().manual_seed(seed)
 
@@ -66,7 +67,7 @@ def randn(*shape):
 steps = list(range(T))
 schedules = {"cosine": diffusion, "linear": GaussianDiffusion.linear(T)}
 lines = {name: (steps, d.alpha_bar) for name, d in schedules.items()}
-plots.curves(lines, "t", r"$\bar\alpha_t$")
+figures.curves(lines, "t", r"$\bar\alpha_t$")
 
 # %% [markdown]
 # The linear schedule spends many of its last steps on samples that are already noise. The cosine one falls almost
@@ -79,7 +80,7 @@ x0 = data.to_model(data.load_images("digits")[:30])
 noise = randn(*x0.shape)
 levels = [*range(0, T, T // 10), T - 1]
 noised = [diffusion.q_sample(x0, torch.full((30,), t), noise) for t in levels]
-pictures = [plots.image_grid(data.to_uint8(x)) for x in noised]
+pictures = [figures.image_grid(data.to_uint8(x)) for x in noised]
 frames(pictures, [f"t = {t}" for t in levels], "noise level", start=3)
 
 # %% [markdown]
@@ -164,7 +165,7 @@ torch.testing.assert_close(p.mean, eq_10, atol=1e-5, rtol=1e-5)
 bounds = diffusion.transition(torch.arange(1, T))
 lines = {r"$\beta_t$": bounds.beta, r"$\tilde\beta_t$": bounds.beta_tilde}
 lines = {name: (steps[1:], y) for name, y in lines.items()}
-plots.curves(lines, "t", "variance of a step", log_y=True)
+figures.curves(lines, "t", "variance of a step", log_y=True)
 
 # %% tags=["nbval-check-output"]
 ratio = (bounds.beta_tilde / bounds.beta).flatten()
@@ -191,7 +192,7 @@ assert ratio[0] < ratio[T // 10] < ratio[T // 2]
 # training needs from the data arrives in a *batch*, and a batch has four parts.
 
 # %%
-source = data.NoisedImages(diffusion, data.load_images("digits"), batch_size=4)
+source = sources.NoisedImages(diffusion, data.load_images("digits"), batch_size=4)
 batch = next(source)
 print("x_t   ", tuple(batch.x_t.shape), "  noisy samples, Eq. 4")
 print("t     ", batch.t.tolist(), "  their levels")
@@ -232,7 +233,7 @@ path = algorithm_3(exact, randn(1500, 2))
 reference = mixture.sample(1500, seed=1)
 shown = [*range(0, T, 10), T - 5, T]
 pictures = [
-    plots.points({f"after {k} of {T} steps": path[k]}, 2.5, reference)
+    figures.points({f"after {k} of {T} steps": path[k]}, 2.5, reference)
     for k in shown
 ]
 frames(pictures, [f"{k} steps" for k in shown], "denoising", start=len(shown) - 1)
@@ -252,7 +253,7 @@ for k in (0, T // 2, T * 4 // 5, T * 9 // 10, T):
 # The numbers are energy distances to real samples; zero is as good as real.
 
 # %%
-from dkdm_lab.evaluation import energy_distance
+from dkdm_lab.metrics import energy_distance
 
 for method, count in [("ddpm", 100), ("ddpm", 50), ("ddpm", 10), ("ddim", 10)]:
     x = diffusion.sample(exact, 1500, count, method=method, seed=seed)

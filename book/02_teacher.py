@@ -32,11 +32,14 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 # %%
 import torch
 
-from dkdm_lab import ledger, networks, plots, presets, runs
+from dkdm_lab import networks
 from dkdm_lab.data import load_images, to_uint8
-from dkdm_lab.evaluation import score
+from dkdm_lab.experiments import ledger, presets, runs
+from dkdm_lab.metrics import score
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(preset, live=live, **changes)
 small = settings.replace(pipeline=None, teacher_seed=None)  # to be trained here
 diffusion = settings.diffusion()
@@ -51,7 +54,7 @@ images = load_images(settings.data, n=settings.reference_images)
 print(
     f"{len(images):,} images of {images.shape[1]} x {images.shape[2]} x {images.shape[3]}, {images.dtype}"
 )
-plots.image_grid(images[:40], columns=20)
+figures.image_grid(images[:40], columns=20)
 
 # %% [markdown]
 # ## The network
@@ -97,10 +100,10 @@ print(run.name)
 # %%
 history = result["loss"]
 loss = {
-    key: (history["iteration"], plots.smoothed(history[key]))
+    key: (history["iteration"], figures.smoothed(history[key]))
     for key in ("simple", "vlb")
 }
-plots.curves(loss, "iteration", "loss", log_y=True)
+figures.curves(loss, "iteration", "loss", log_y=True)
 
 # %% [markdown]
 # Both parts of the hybrid loss fall quickly and then slowly. They never reach zero: the noise that was added cannot
@@ -110,9 +113,9 @@ plots.curves(loss, "iteration", "loss", log_y=True)
 
 # %%
 samples = to_uint8(
-    diffusion.sample(teacher, 40, settings.steps, seed=seed, device=runs.device())
+    diffusion.sample(teacher, 40, settings.steps, seed=seed, device=device())
 )
-plots.image_grid(samples, columns=20)
+figures.image_grid(samples, columns=20)
 
 # %% [markdown]
 # Some of these digits could pass for the ones above. Is one of them a copy? For each sample, the nearest real digit
@@ -148,11 +151,11 @@ boxed = runs.Run(settings, "teacher", seed)
 rows = {"trained here": teacher, "in the box": boxed.model()}
 rows = {
     name: to_uint8(
-        diffusion.sample(model, 16, settings.steps, seed=seed, device=runs.device())
+        diffusion.sample(model, 16, settings.steps, seed=seed, device=device())
     )
     for name, model in rows.items()
 }
-plots.sample_sheet(rows)
+figures.sample_sheet(rows)
 
 # %% [markdown]
 # ## A score
@@ -215,7 +218,7 @@ if live:
 # The small teacher got to its score like this:
 
 # %%
-plots.curves(
+figures.curves(
     {"teacher": runs.curve(result, settings.metric)},
     "iteration",
     settings.metric,

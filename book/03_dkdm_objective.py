@@ -28,14 +28,16 @@ seed = 0
 # %%
 import torch
 
-from dkdm_lab import networks, plots, presets
-from dkdm_lab.data import GaussianMixture, NoisedImages
-from dkdm_lab.diffusion import Batch
-from dkdm_lab.evaluation import energy_distance
+from dkdm_lab import networks
+from dkdm_lab.data import GaussianMixture
+from dkdm_lab.experiments import presets
 from dkdm_lab.losses import dkdm_loss
+from dkdm_lab.metrics import energy_distance
+from dkdm_lab.sources import Batch, NoisedImages
+from dkdm_lab.system import figures
 from dkdm_lab.training import train
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(
     "toy"
 )  # a teacher without error, so that what is exact can be seen to be exact
@@ -123,7 +125,7 @@ when, simple, vlb, simple_taught, vlb_taught = columns
 # %%
 lines = {"Eq. 11, with the data": simple, "Eq. 15, without": simple_taught}
 lines = {name: (when, values) for name, values in lines.items()}
-plots.curves(lines, "iteration", "squared error")
+figures.curves(lines, "iteration", "squared error")
 
 # %% [markdown]
 # The two curves fall together and keep their distance. That distance is not an accident. The perfect teacher predicts
@@ -151,7 +153,7 @@ assert abs(gap_vlb[-1] - own_vlb) < 0.01
 
 # %%
 lines = {"Eq. 9, with the data": (when, vlb), "Eq. 16, without": (when, vlb_taught)}
-plots.curves(lines, "iteration", "bits per dimension", log_y=True)
+figures.curves(lines, "iteration", "bits per dimension", log_y=True)
 
 # %% [markdown]
 # The KL shows the same, on a logarithmic scale: Eq. 16 goes on falling where Eq. 9 has reached its floor, the
@@ -199,7 +201,7 @@ both = {
     "walked by the teacher": walked[20][:1500],
     "data, noised": noised(20, 1500, 3),
 }
-plots.points(both, reference=mixture.sample(1500))
+figures.points(both, reference=mixture.sample(1500))
 
 # %% [markdown]
 # Both pictures show $t = 20$: the same ring, blurred by the noise that is left, around the clusters (grey).

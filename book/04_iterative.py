@@ -29,12 +29,14 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 # %%
 import torch
 
-from dkdm_lab import ledger, plots, presets, runs
 from dkdm_lab.data import load_images, to_model, to_uint8
+from dkdm_lab.experiments import ledger, presets, runs
+from dkdm_lab.notebook.explore import watch
 from dkdm_lab.pools import IterativePool
-from dkdm_lab.widgets import watch
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(preset, live=live, **changes)
 diffusion = settings.diffusion()
 teacher = runs.Run(settings, "teacher", seed).model()
@@ -65,7 +67,7 @@ def turn(x_t, t):
 # `IterativePool` is this turn in a loop, plus the restart. We can count what it asks of the teacher.
 
 # %% tags=["nbval-check-output"]
-pool = IterativePool(diffusion, teacher, 64, device=runs.device())
+pool = IterativePool(diffusion, teacher, 64, device=device())
 batches = [next(pool) for _ in range(3)]
 print("levels:", [sorted(set(batch.t.tolist())) for batch in batches])
 print("teacher evaluations for three batches of 64:", pool.evaluations)
@@ -96,7 +98,7 @@ watch(run.source(), iterations=settings.T + 20, every=settings.T // 10)
 # %%
 result = run.result()
 loss = result["loss"]
-plots.curves(
+figures.curves(
     {"iterative": (loss["iteration"], loss["simple"])},
     "iteration",
     "L'simple",
@@ -122,7 +124,7 @@ print(f"{done / settings.T:.1f} walks; the last iteration was at level {last}")
 students = {
     m: runs.Run(settings, m, seed).model() for m in ("iterative", "shuffled")
 }
-x0 = to_model(load_images(settings.data)[:256]).to(runs.device())  # to measure with
+x0 = to_model(load_images(settings.data)[:256]).to(device())  # to measure with
 noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -139,7 +141,7 @@ errors = {
     m: [error(model, level) for level in levels] for m, model in students.items()
 }
 lines = {m: (levels, values) for m, values in errors.items()}
-plots.curves(lines, "t", "squared difference from the teacher's eps", log_y=True)
+figures.curves(lines, "t", "squared difference from the teacher's eps", log_y=True)
 
 # %%
 times = [
@@ -165,7 +167,7 @@ if (
 of_teacher = runs.Run(settings, "teacher", seed).result()
 level = ("teacher", of_teacher["metrics"][settings.curve_metric])
 fid = {"iterative": runs.curve(result, settings.curve_metric)}
-plots.curves(fid, "iteration", settings.curve_metric, log_y=True, level=level)
+figures.curves(fid, "iteration", settings.curve_metric, log_y=True, level=level)
 
 # %%
 scores = fid["iterative"][1]
@@ -179,8 +181,8 @@ if settings.iterations >= 2 * settings.T:
 
 # %%
 student = students["iterative"]
-samples = diffusion.sample(student, 40, settings.steps, device=runs.device())
-plots.image_grid(to_uint8(samples), columns=20)
+samples = diffusion.sample(student, 40, settings.steps, device=device())
+figures.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]
 # The student does learn, and ends above the dashed line of its teacher. How far, the numbers say; what it means, the

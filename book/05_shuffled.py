@@ -29,11 +29,13 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 # %%
 import torch
 
-from dkdm_lab import ledger, plots, presets, runs
 from dkdm_lab.data import to_uint8
-from dkdm_lab.widgets import watch
+from dkdm_lab.experiments import ledger, presets, runs
+from dkdm_lab.notebook.explore import watch
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(preset, live=live, **changes)
 diffusion = settings.diffusion()
 teacher = runs.Run(settings, "teacher", seed).model()
@@ -76,7 +78,7 @@ methods = ("shuffled", "iterative")
 results = {method: runs.Run(settings, method, seed).result() for method in methods}
 losses = {m: r["loss"] for m, r in results.items()}
 lines = {m: (loss["iteration"], loss["simple"]) for m, loss in losses.items()}
-plots.curves(lines, "iteration", "L'simple", log_y=True)
+figures.curves(lines, "iteration", "L'simple", log_y=True)
 
 # %% [markdown]
 # The shuffled loss is an average over all levels at each iteration, and has no teeth. What is left of ups and downs, the
@@ -98,7 +100,7 @@ if settings.iterations >= 2 * settings.T:  # a whole tooth lies in the second ha
 of_teacher = runs.Run(settings, "teacher", seed).result()
 level = ("teacher", of_teacher["metrics"][settings.curve_metric])
 fid = {m: runs.curve(r, settings.curve_metric) for m, r in results.items()}
-plots.curves(fid, "iteration", settings.curve_metric, log_y=True, level=level)
+figures.curves(fid, "iteration", settings.curve_metric, log_y=True, level=level)
 
 # %%
 last = {m: scores[-1] for m, (_, scores) in fid.items()}
@@ -111,8 +113,8 @@ if settings.iterations >= 2 * settings.T:
 
 # %%
 student = run.model()
-samples = diffusion.sample(student, 40, settings.steps, device=runs.device())
-plots.image_grid(to_uint8(samples), columns=20)
+samples = diffusion.sample(student, 40, settings.steps, device=device())
+figures.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]
 # At equal iterations the shuffled student ends nearer to the teacher than the iterative one. What has changed is the

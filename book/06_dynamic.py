@@ -29,13 +29,15 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 # %%
 import torch
 
-from dkdm_lab import ledger, paper, plots, presets, runs
 from dkdm_lab.data import GaussianMixture, to_uint8
-from dkdm_lab.evaluation import energy_distance
+from dkdm_lab.experiments import ledger, paper, presets, runs
+from dkdm_lab.metrics import energy_distance
+from dkdm_lab.notebook.explore import watch
 from dkdm_lab.pools import DynamicPool, ShuffledPool
-from dkdm_lab.widgets import watch
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(preset, live=live, **changes)
 diffusion = settings.diffusion()
 teacher = runs.Run(settings, "teacher", seed).model()
@@ -117,7 +119,7 @@ methods = ("dynamic", "shuffled", "iterative")
 results = {method: runs.Run(settings, method, seed).result() for method in methods}
 losses = {m: r["loss"] for m, r in results.items()}
 lines = {m: (loss["iteration"], loss["simple"]) for m, loss in losses.items()}
-plots.curves(lines, "iteration", "L'simple", log_y=True)
+figures.curves(lines, "iteration", "L'simple", log_y=True)
 
 # %% [markdown]
 # The dynamic loss is as smooth as the shuffled one, and hardly different from it. Each measures how well the student
@@ -127,12 +129,12 @@ plots.curves(lines, "iteration", "L'simple", log_y=True)
 of_teacher = runs.Run(settings, "teacher", seed).result()
 level = ("teacher", of_teacher["metrics"][settings.metric])
 fid = {m: runs.curve(r, settings.metric) for m, r in results.items()}
-plots.curves(fid, "iteration", settings.metric, log_y=True, level=level)
+figures.curves(fid, "iteration", settings.metric, log_y=True, level=level)
 
 # %%
 student = run.model()
-samples = diffusion.sample(student, 40, settings.steps, device=runs.device())
-plots.image_grid(to_uint8(samples), columns=20)
+samples = diffusion.sample(student, 40, settings.steps, device=device())
+figures.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]
 # These digits come from a network that has never seen one, nor any image.
@@ -185,7 +187,7 @@ ledger.table(preset)
 # %%
 found = ledger.summary(preset, settings.metric)
 scores = {method: found[method] for method in ledger.WAYS if method in found}
-plots.spreads(
+figures.spreads(
     {m: (s.mean, s.std) for m, s in scores.items()},
     f"{settings.metric}, mean and standard deviation over seeds",
 )
@@ -236,7 +238,7 @@ def astray(stride, n=4000, low=10):
 
 distances = {k: astray(k) for k in (1, 2, 5, 10, 20, 50)}
 line = list(distances), list(distances.values())
-plots.curves({"a pool of that stride": line}, "k", "energy distance")
+figures.curves({"a pool of that stride": line}, "k", "energy distance")
 
 # %%
 print({k: round(distance, 3) for k, distance in distances.items()})

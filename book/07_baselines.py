@@ -30,9 +30,11 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 # %%
 import math
 
-from dkdm_lab import ledger, networks, paper, plots, presets, runs
+from dkdm_lab import networks
+from dkdm_lab.experiments import ledger, paper, presets, runs
+from dkdm_lab.system import figures
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(preset, live=live, **changes)
 # Seven ways and three seeds are much for a laptop, but not in the plane.
 sweep = presets.get("toy", live=True) if live else settings
@@ -86,7 +88,7 @@ for way, setting in ways.items():
 
 # %%
 rows = {way: (s.mean, s.std) for way, s in scores.items()}
-plots.spreads(rows, f"{sweep.metric}, mean and standard deviation")
+figures.spreads(rows, f"{sweep.metric}, mean and standard deviation")
 
 # %% [markdown]
 # This teacher is perfect, so its samples are as good as real ones, and it makes no difference how many of them are
@@ -112,7 +114,7 @@ paper.beside("Table 2", "cifar10", "FID")
 numbers = [n for n in paper.NUMBERS if n.place == "Table 2" and n.metric == "FID"]
 ours = {n.row: n.ours("digits") for n in numbers if n.preset == "cifar10"}
 rows = {row: (s.mean, s.std) for row, s in ours.items() if s is not None}
-plots.spreads(rows, "digits-FID over seeds (ledger)")
+figures.spreads(rows, "digits-FID over seeds (ledger)")
 
 # %% [markdown]
 # The dots are means over three seeds, each with its own teacher, and the whiskers one standard deviation. Dynamic
@@ -190,7 +192,7 @@ for method in ("data-based", "data-free", "shuffled", "dynamic"):
         [math.exp(sum(map(math.log, v)) / len(v)) for v in values],
     )
 label = f"{metric}, geometric mean over seeds"
-plots.curves(lines, "cost, in data-based trainings", label, log_y=True)
+figures.curves(lines, "cost, in data-based trainings", label, log_y=True)
 
 # %% [markdown]
 # Each line begins where its first score was taken. Data-free training starts late: its teacher has been painting.

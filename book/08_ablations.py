@@ -27,9 +27,10 @@ seed = 0
 changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 
 # %%
-from dkdm_lab import ledger, paper, plots, presets, runs
+from dkdm_lab.experiments import ledger, paper, presets, runs
+from dkdm_lab.system import figures
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(preset, live=live, **changes)
 sweep = presets.get("toy", live=True) if live else settings
 seeds = (0, 1, 2) if live else (seed,)
@@ -57,7 +58,7 @@ found = {
     for m in ("data-free", *pools)
 }
 lines = {m: mean_curve(rs, sweep.metric, ceiling=1) for m, rs in found.items()}
-plots.curves(lines, "iteration", sweep.metric, log_y=True)
+figures.curves(lines, "iteration", sweep.metric, log_y=True)
 
 # %% [markdown]
 # Iterative distillation is off the scale, and its line is cut at 1. Whatever it learned of one noise level it unlearns
@@ -78,7 +79,7 @@ lines = {
     m: mean_curve(ledger.results("digits", {"method": m}), digits.metric)
     for m in (*ours, *pools)
 }
-plots.curves(lines, "iteration", f"{digits.metric}, mean of seeds", log_y=True)
+figures.curves(lines, "iteration", f"{digits.metric}, mean of seeds", log_y=True)
 
 # %% [markdown]
 # The order is the paper's: dynamic below shuffled, shuffled far below iterative. The paper also says that the dynamic
@@ -91,7 +92,7 @@ plots.curves(lines, "iteration", f"{digits.metric}, mean of seeds", log_y=True)
 natural = presets.get("cifar16")
 found = {m: ledger.results("cifar16", {"method": m}) for m in (*ours, *pools)}
 lines = {m: mean_curve(rs, natural.curve_metric) for m, rs in found.items() if rs}
-plots.curves(lines, "iteration", natural.curve_metric) if lines else "not run"
+figures.curves(lines, "iteration", natural.curve_metric) if lines else "not run"
 
 # %% [markdown]
 # ## The size of the pool (Fig. 4b)
@@ -124,7 +125,7 @@ for rho in paper.RHOS:
     results = ledger.results("digits", {"method": "dynamic", "rho": rho})
     if results:
         lines[f"rho = {rho}"] = mean_curve(results, digits.metric)
-plots.curves(lines, "iteration", f"{digits.metric}, mean of seeds", log_y=True)
+figures.curves(lines, "iteration", f"{digits.metric}, mean of seeds", log_y=True)
 
 # %%
 for preset_name in ("digits", "cifar16"):

@@ -29,11 +29,12 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 # %%
 import torch
 
-from dkdm_lab import ledger, paper, plots, presets, runs
 from dkdm_lab.data import GaussianMixture
+from dkdm_lab.experiments import ledger, paper, presets, runs
 from dkdm_lab.pools import IterativePool
+from dkdm_lab.system import figures
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(preset, live=live, **changes)
 sweep = presets.get("toy", live=True) if live else settings
 seeds = (0, 1, 2) if live else (seed,)
@@ -54,7 +55,7 @@ for p in (0.0, 0.5):
     levels = [int(next(pool).t[0]) for _ in range(40)]
     shown[f"p = {p}"] = (range(40), levels)
     print(f"p = {p}: {pool.evaluations:,} teacher evaluations for 40 batches of 16")
-plots.curves(shown, "batch shown", "t of the batch")
+figures.curves(shown, "batch shown", "t of the batch")
 
 # %% [markdown]
 # Discarding lets the student stride through the levels instead of creeping. The price is on the printed lines: to show
@@ -86,7 +87,7 @@ lines = {
     for m in methods
 }
 label = f"{sweep.metric}, mean of {len(seeds)} seeds"
-plots.curves(lines, "discard probability p", label, log_y=True)
+figures.curves(lines, "discard probability p", label, log_y=True)
 
 # %% [markdown]
 # Read the lines from left to right: a fall means that discarding helped. It helps the shuffled pool, whose next batch
@@ -111,7 +112,7 @@ for method in ("iterative", "shuffled", "dynamic"):
             means[p] = spread.mean
             print(f"{method:10s}p = {p}: {metric} {spread} over {spread.n} seeds")
     lines[method] = (list(means), list(means.values()))
-plots.curves(
+figures.curves(
     lines, "discard probability p", f"{metric}, mean over seeds", log_y=True
 )
 

@@ -28,10 +28,13 @@ seed = 0
 changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 
 # %%
-from dkdm_lab import ledger, networks, paper, plots, presets, runs
+from dkdm_lab import networks
 from dkdm_lab.data import to_uint8
+from dkdm_lab.experiments import ledger, paper, presets, runs
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(preset, live=live, **changes)
 diffusion = settings.diffusion()
 vit = paper.CAST[preset]["ViT"]
@@ -75,10 +78,10 @@ print(f"{result['metrics'][settings.metric]:.1f}")
 
 # %%
 loss = result["loss"]
-plots.curves(
+figures.curves(
     {
         "every 10 iterations": (loss["iteration"], loss["simple"]),
-        "running mean": (loss["iteration"], plots.smoothed(loss["simple"])),
+        "running mean": (loss["iteration"], figures.smoothed(loss["simple"])),
     },
     "iteration",
     "L'simple",
@@ -86,8 +89,8 @@ plots.curves(
 )
 
 # %%
-samples = diffusion.sample(student, 40, settings.steps, device=runs.device())
-plots.image_grid(to_uint8(samples), columns=20)
+samples = diffusion.sample(student, 40, settings.steps, device=device())
+figures.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]
 # The loss falls as a U-Net's does. But so few iterations are little for a transformer: strokes are there, digits

@@ -27,10 +27,13 @@ seed = 0
 changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 
 # %%
-from dkdm_lab import ledger, networks, paper, plots, presets, runs, timing
+from dkdm_lab import networks
 from dkdm_lab.data import to_uint8
+from dkdm_lab.experiments import ledger, paper, presets, runs, speed
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(preset, live=live, **changes)
 diffusion = settings.diffusion()
 sizes = paper.CAST[preset]["sizes"]
@@ -63,7 +66,7 @@ for name in paper.CAST["digits"]["sizes"]:
 # the unit:
 
 # %%
-seconds = {name: timing.sampling_seconds(name, n=32, steps=10) for name in sizes}
+seconds = {name: speed.sampling_seconds(name, n=32, steps=10) for name in sizes}
 largest = sizes[0]
 for name in sizes:
     work = networks.flops(name) / networks.flops(largest)
@@ -123,8 +126,8 @@ count = {
 print(
     f"its teacher has {count[settings.teacher] / count[sizes[-1]]:.1f} times its parameters"
 )
-samples = diffusion.sample(run.model(), 40, settings.steps, device=runs.device())
-plots.image_grid(to_uint8(samples), columns=20)
+samples = diffusion.sample(run.model(), 40, settings.steps, device=device())
+figures.image_grid(to_uint8(samples), columns=20)
 
 # %% [markdown]
 # What you see is one short run of a very small network; the next figure has the same one after the preset's full length.
@@ -151,7 +154,7 @@ for method in ("data-free", "dynamic"):
     lines[method] = (times, [points[time] for time in times])
 label = f"{metric}, mean over {'/'.join(map(str, sorted(counts)))} seeds"
 x = "sampling time, the largest network's is 1"
-plots.curves(lines, x, label, log_y=True) if counts else f"{preset}: not run"
+figures.curves(lines, x, label, log_y=True) if counts else f"{preset}: not run"
 
 # %% [markdown]
 # Each dot is a network. The lower line is the better method. Networks that take nearly the same time are told apart by

@@ -30,9 +30,11 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 # %%
 import torch
 
-from dkdm_lab import ledger, networks, paper, plots, pools, presets, timing
+from dkdm_lab import networks, pools
+from dkdm_lab.experiments import ledger, paper, presets, speed
+from dkdm_lab.system import figures
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(preset, live=live, **changes)
 
 # %% [markdown]
@@ -42,7 +44,7 @@ settings = presets.get(preset, live=live, **changes)
 # each. Data-free training has the same steps as data-based training, so two methods are enough.
 
 # %%
-costs = {m: timing.training_cost(settings, m) for m in ("data-based", "dynamic")}
+costs = {m: speed.training_cost(settings, m) for m in ("data-based", "dynamic")}
 ratio = costs["dynamic"].seconds / costs["data-based"].seconds
 print(f"a dynamic step takes {ratio:.2f} times as long as a data-based one")
 if torch.cuda.is_available():
@@ -55,7 +57,7 @@ if torch.cuda.is_available():
 # student.
 
 # %%
-plots.shares({m: cost.shares for m, cost in costs.items()})
+figures.shares({m: cost.shares for m, cost in costs.items()})
 
 # %%
 for method, cost in costs.items():

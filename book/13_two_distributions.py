@@ -30,11 +30,12 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 # %%
 import torch
 
-from dkdm_lab import ledger, paper, plots, presets, runs
 from dkdm_lab.data import load_images
-from dkdm_lab.evaluation import score
+from dkdm_lab.experiments import ledger, paper, presets, runs
+from dkdm_lab.metrics import score
+from dkdm_lab.system import figures
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(preset, live=live, **changes)
 metric = settings.metric
 
@@ -121,7 +122,7 @@ for result in ledger.results("digits"):
     if "against_teacher" in result:
         pair = (result["against_teacher"][digits], result["metrics"][digits])
         points.setdefault(result["settings"]["method"], []).append(pair)
-plots.scatter(points, f"{digits}'", digits)
+figures.scatter(points, f"{digits}'", digits)
 
 # %%
 from scipy.stats import spearmanr
@@ -153,7 +154,7 @@ for iterations in paper.CAST["digits"]["teachers"]:
         points.setdefault(f"{iterations} iterations", []).append(
             (pair[0][s], pair[1][s])
         )
-plots.scatter(points, f"teacher's {digits}", f"student's {digits}")
+figures.scatter(points, f"teacher's {digits}", f"student's {digits}")
 
 # %% [markdown]
 # Each dot is a teacher and its student, three seeds a colour. On the dashed line a student would equal its teacher.

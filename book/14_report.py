@@ -11,7 +11,7 @@
 #
 # *Every claim and every number of the paper's experiments.*
 #
-# This page is generated. Its rows are the paper's sentences and numbers, written down once in `dkdm_lab/paper.py`. What
+# This page is generated. Its rows are the paper's sentences and numbers, written down once in `dkdm_lab/experiments/paper.py`. What
 # stands beside them comes from the ledger, `book/results/`, at every preset that has been run. To fill a cell that says
 # "not run", run it: `dkdm run --preset cifar10`.
 #
@@ -25,9 +25,10 @@
 places = ["Table 2", "Table 3", "Table 5", "Table 9", "Table 11"]
 
 # %%
-from dkdm_lab import paper, plots, presets
+from dkdm_lab.experiments import paper, presets
+from dkdm_lab.system import figures
 
-plots.use_style()
+figures.use_style()
 
 # %% [markdown]
 # ## Claims
@@ -103,7 +104,7 @@ paper.curves()
 
 # %%
 runs = [run for run, _ in paper.sweep(presets.get("cifar10"), (0,)).values()]
-plots.graph(runs)
+figures.graph(runs)
 
 # %% [markdown]
 # Each box says how many runs there are of a method. An arrow leads to the runs that need it first.

@@ -33,14 +33,17 @@ import torch
 from diffusers import VQModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dkdm_lab import ledger, networks, paper, plots, presets, runs
-from dkdm_lab.autoencoder import AUTOENCODERS
+from dkdm_lab import networks
+from dkdm_lab.beyond.autoencoder import AUTOENCODERS
 from dkdm_lab.data import load_images, to_uint8
-from dkdm_lab.evaluation import score
-from dkdm_lab.pipelines import decode, encode
-from dkdm_lab.widgets import watch
+from dkdm_lab.experiments import ledger, paper, presets, runs
+from dkdm_lab.metrics import score
+from dkdm_lab.notebook.explore import watch
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
+from dkdm_lab.teachers.pipelines import decode, encode
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(latent, live=live)
 diffusion, metric = settings.diffusion(), settings.metric
 run = runs.Run(settings, "dynamic", seed)
@@ -58,7 +61,7 @@ vae = run.vae()
 images = load_images(settings.data, n=settings.reference_images)[:2000]
 latents = encode(vae, images)
 again = to_uint8(decode(vae, latents))
-plots.image_grid(torch.cat([images[:20], again[:20]]), columns=20)
+figures.image_grid(torch.cat([images[:20], again[:20]]), columns=20)
 
 # %%
 error = (again.float() - images.float()).square().mean() / images.float().var()
@@ -82,8 +85,8 @@ assert error < 0.1
 
 # %%
 teacher = runs.Run(settings, "teacher", seed).model()
-x = torch.randn(4, *teacher.shape, device=runs.device())
-t = torch.randint(diffusion.T, (4,), device=runs.device())
+x = torch.randn(4, *teacher.shape, device=device())
+t = torch.randint(diffusion.T, (4,), device=device())
 eps, v = teacher(x, t)
 assert eps.shape == x.shape and v is None
 
@@ -101,7 +104,7 @@ watch(run.source(), iterations=100, every=25)
 pool = run.source()
 pool.fill()
 clean = pool.x[pool.t.argsort()[:20]].cpu()
-plots.image_grid(to_uint8(decode(vae, clean)), columns=20)
+figures.image_grid(to_uint8(decode(vae, clean)), columns=20)
 
 # %% [markdown]
 # ## Who pays for encoding
@@ -171,8 +174,8 @@ def seconds(work, repeats=9):
 
 
 b = settings.batch_size
-x, t = latents[:b].to(runs.device()), torch.zeros(b, dtype=torch.int64)
-t = t.to(runs.device())
+x, t = latents[:b].to(device()), torch.zeros(b, dtype=torch.int64)
+t = t.to(device())
 with torch.no_grad():
     to_encode = seconds(lambda: encode(vae, images[:b], batch_size=b))
     to_ask = seconds(lambda: teacher(x, t)[0].cpu())
@@ -213,13 +216,13 @@ print(f"of {settings.samples:,} samples each")
 
 # %%
 def draw(model):
-    options = {"method": settings.sampler, "device": runs.device()}
+    options = {"method": settings.sampler, "device": device()}
     return diffusion.sample(model, 20, settings.steps, seed=seed, **options)
 
 
 drawn = {"teacher": draw(teacher), "student": draw(student)}
 pictures = [to_uint8(decode(vae, x)) for x in drawn.values()]
-plots.image_grid(torch.cat(pictures), columns=20)
+figures.image_grid(torch.cat(pictures), columns=20)
 
 # %% [markdown]
 # The teacher's digits above, the student's below. Latent models are sampled with DDIM ([Song et al., 2021](references.md)), which

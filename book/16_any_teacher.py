@@ -33,12 +33,14 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 from diffusers.utils import logging
 
-from dkdm_lab import models, plots, presets
-from dkdm_lab.data import cache_dir, to_uint8
-from dkdm_lab.distill import Distillation, distill
-from dkdm_lab.pipelines import Pipeline
+from dkdm_lab.data import to_uint8
+from dkdm_lab.experiments import presets, shipped_models
+from dkdm_lab.system import figures
+from dkdm_lab.system.paths import cache_dir
+from dkdm_lab.teachers.distill import Distillation, distill
+from dkdm_lab.teachers.pipelines import Pipeline
 
-plots.use_style()
+figures.use_style()
 logging.disable_progress_bar()  # diffusers' bars have no place on a page
 
 # %% [markdown]
@@ -76,7 +78,7 @@ for prediction, output in (("v_prediction", v), ("sample", x0)):
 
 # %%
 kinds = ("digits", "digits-latent", "digits-classes")
-folders = {kind: models.find(f"{kind}-teacher") for kind in kinds}
+folders = {kind: shipped_models.find(f"{kind}-teacher") for kind in kinds}
 for kind, folder in folders.items():
     print(f"{kind:15s}", ", ".join(sorted(f.name for f in folder.iterdir())))
 
@@ -146,7 +148,7 @@ def by_diffusers(folder, n=20):
 
 def side_by_side(kind, sample):
     rows = [sample(folders[kind]), sample(students[kind])]
-    return plots.image_grid(torch.cat(rows), columns=20)
+    return figures.image_grid(torch.cat(rows), columns=20)
 
 
 side_by_side("digits", by_diffusers)

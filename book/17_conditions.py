@@ -29,12 +29,14 @@ seed = 0
 # %%
 import torch
 
-from dkdm_lab import ledger, plots, presets, runs
 from dkdm_lab.data import to_uint8
-from dkdm_lab.evaluation import class_accuracy
+from dkdm_lab.experiments import ledger, presets, runs
+from dkdm_lab.metrics import class_accuracy
 from dkdm_lab.networks import Guided
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
 
-plots.use_style()
+figures.use_style()
 settings = presets.get(labelled, live=live)
 diffusion, strength = settings.diffusion(), settings.sample_guidance
 run = runs.Run(settings, "dynamic", seed)
@@ -56,14 +58,14 @@ teacher = runs.Run(settings, "teacher", seed).model()
 def draw(model, n=20, steps=settings.steps):
     """n samples of each class, as images, with what was asked for."""
     asked = labels.repeat_interleave(n)
-    options = {"condition": asked, "seed": seed, "device": runs.device()}
+    options = {"condition": asked, "seed": seed, "device": device()}
     return to_uint8(diffusion.sample(model, len(asked), steps, **options)), asked
 
 
 images, asked = draw(teacher)
 right = class_accuracy(images, asked)
 print(f"{right:.0%} show what was asked for")
-plots.image_grid(images, columns=20)
+figures.image_grid(images, columns=20)
 
 # %% [markdown]
 # ## Guidance
@@ -80,7 +82,7 @@ plots.image_grid(images, columns=20)
 images, asked = draw(Guided(teacher, strength, null))
 right = class_accuracy(images, asked)
 print(f"w = {strength:g}: {right:.0%} show what was asked for")
-plots.image_grid(images, columns=20)
+figures.image_grid(images, columns=20)
 
 # %% [markdown]
 # Each row looks more like its class, and more like itself. Guidance buys certainty with variety.
@@ -144,7 +146,7 @@ for scale, (x, c) in pools.items():
     print(f"w = {scale:g}: {right:.0%} show their label,", end=" ")
     print(f"pixels vary by {grey:.0f} grey levels within a class")
 threes = [x[c == 3][:20] for x, c in pools.values()]
-plots.image_grid(torch.cat(threes), columns=20)
+figures.image_grid(torch.cat(threes), columns=20)
 
 # %% [markdown]
 # The pictures are threes: the upper row without guidance, the lower one with. A guided pool has purer samples and fewer
@@ -175,10 +177,10 @@ print(f"shows what was asked for: {result['class-accuracy']:.0%},", end=" ")
 print(f"guided {result['guided-class-accuracy']:.0%}")
 
 # %%
-plots.image_grid(draw(student)[0], columns=20)
+figures.image_grid(draw(student)[0], columns=20)
 
 # %%
-plots.image_grid(draw(Guided(student, strength, null))[0], columns=20)
+figures.image_grid(draw(Guided(student, strength, null))[0], columns=20)
 
 # %% [markdown]
 # Above without guidance, below with it. The student has never been shown a guided answer, and can be guided all the same.
@@ -190,7 +192,7 @@ scales, lines = (0.0, 1.0, 2.0, 4.0), {}
 for name, model in (("teacher", teacher), ("dynamic", student)):
     drawn = [draw(Guided(model, w, null), n=10, steps=25) for w in scales]
     lines[name] = (scales, [spread(*images) for images in drawn])
-plots.curves(lines, "w", "grey levels by which a class varies")
+figures.curves(lines, "w", "grey levels by which a class varies")
 
 # %% [markdown]
 # At $w = 0$ both draw any digit, whatever was asked. From there on teacher and student narrow down together.

@@ -31,14 +31,15 @@ adjust = {}  # settings other than the study's own, as {"teacher_iterations": 50
 # %%
 import torch
 
-from dkdm_lab import plots, studies
+from dkdm_lab.beyond.vae import LVAE, from_unit, merge, negative_elbo, sample_vae
 from dkdm_lab.data import to_model
 from dkdm_lab.diffusion import Gaussian
-from dkdm_lab.evaluation import compare
-from dkdm_lab.runs import device
-from dkdm_lab.vae import LVAE, from_unit, merge, negative_elbo, sample_vae
+from dkdm_lab.experiments import studies
+from dkdm_lab.metrics import compare
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
 
-plots.use_style()
+figures.use_style()
 settings = studies.get(study, **adjust)
 part = studies.Part(settings, "vae-teacher", seed)
 data = settings.split()
@@ -90,7 +91,7 @@ print(" ".join("x".join(map(str, shape)) for shape in vae.latent_shapes))
 print(f"{len(data.train)} images to learn from, {len(data.test)} held out")
 order = data.train_labels.argsort(stable=True)
 chosen = order[torch.linspace(0, len(order) - 1, 40).long()]
-plots.image_grid(data.train[chosen], columns=20)
+figures.image_grid(data.train[chosen], columns=20)
 
 # %% [markdown]
 # ## The ladder
@@ -116,7 +117,7 @@ def density(g):
 
 
 lines = {k: (x, density(g).log_prob(x).exp()) for k, g in names.items()}
-plots.curves(lines, "z", "density")
+figures.curves(lines, "z", "density")
 
 # %% [markdown]
 # The posterior lies between the two, nearer to the one that is surer of itself, and is surer than either. That it is
@@ -151,7 +152,7 @@ result = part.result()
 loss = result["loss"]
 step = settings.teacher_iterations / len(loss)
 line = [(k + 1) * step for k in range(len(loss))], loss
-plots.curves({"teacher": line}, "iteration", "loss, nats an image")
+figures.curves({"teacher": line}, "iteration", "loss, nats an image")
 
 # %% [markdown]
 # Up to the middle $\beta$ grows and the same latents become dearer, which holds the loss up while the VAE improves; from
@@ -163,7 +164,7 @@ plots.curves({"teacher": line}, "iteration", "loss, nats an image")
 
 # %%
 samples = sample_vae(vae, 40, seed=seed)
-plots.image_grid(torch.cat([data.test[:40], samples]), columns=20)
+figures.image_grid(torch.cat([data.test[:40], samples]), columns=20)
 
 # %% [markdown]
 # They are soft, as a VAE's images are: the figure shows $\hat x$, the mean of $p(x \mid z_1)$, and the pixel noise that the
@@ -198,7 +199,7 @@ with torch.no_grad():
         mean = vae(mixed).mean
         rows.append(from_unit(mean))
         changed[level] = float(mean.var(0).sum())
-plots.image_grid(torch.cat(rows), columns=20)
+figures.image_grid(torch.cat(rows), columns=20)
 
 # %% [markdown]
 # A row a level, from the top: in each, one level's noise differs from image to image. Where all images of a row look
@@ -221,7 +222,7 @@ assert changed[0] >= changed[settings.levels - 1]
 # %%
 with torch.no_grad():
     back = vae([torch.zeros_like(n) for n in vae.noise(20)], x[:20]).mean
-plots.image_grid(torch.cat([data.test[:20], from_unit(back)]), columns=20)
+figures.image_grid(torch.cat([data.test[:20], from_unit(back)]), columns=20)
 
 # %% [markdown]
 # And what does it make of images that it has never seen, the other digits? If its losses are to tell a guide what the

@@ -32,11 +32,12 @@ adjust = {}  # settings other than the study's own, as {"width": 4}
 # %%
 import torch
 
-from dkdm_lab import ledger, plots, studies
-from dkdm_lab.runs import device
-from dkdm_lab.vae import LVAE, SIGMA_X, distillation_loss, from_unit
+from dkdm_lab.beyond.vae import LVAE, SIGMA_X, distillation_loss, from_unit
+from dkdm_lab.experiments import ledger, studies
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
 
-plots.use_style()
+figures.use_style()
 settings = studies.get(study, **adjust)
 data = settings.split()
 
@@ -95,7 +96,7 @@ with torch.no_grad():
     after = distillation_loss(teacher, student, noise).mean()
 print(f"loss after training: {after:.1f}")
 assert after < ours.mean() / 3
-plots.image_grid(torch.cat(drawn), columns=20)
+figures.image_grid(torch.cat(drawn), columns=20)
 
 # %% [markdown]
 # The teacher's images above, those of the untrained student in the middle, those of the trained one below, all from the
@@ -153,7 +154,7 @@ ledger.Table.of(["", *heads], rows)
 vaes = {name: part(name).model() for name in studies.VAES}
 with torch.no_grad():
     drawn = [from_unit(vae(noise).mean) for vae in vaes.values()]
-plots.image_grid(torch.cat(drawn), columns=20)
+figures.image_grid(torch.cat(drawn), columns=20)
 
 # %% [markdown]
 # And what they make of held-out images, which stand in the first row:
@@ -163,7 +164,7 @@ x = data.test[:20].to(device()) / 255
 still = [torch.zeros_like(n) for n in noise]
 with torch.no_grad():
     back = [from_unit(vae(still, x).mean) for vae in vaes.values()]
-plots.image_grid(torch.cat([data.test[:20], *back]), columns=20)
+figures.image_grid(torch.cat([data.test[:20], *back]), columns=20)
 
 # %% [markdown]
 # The two figures have opposite losers. The student that saw nothing (second row above, third below) draws best and

@@ -34,14 +34,15 @@ from itertools import pairwise
 
 import torch
 
-from dkdm_lab import plots, studies
+from dkdm_lab.beyond.loss_guided_synthesis import VAELosses, synthesise
 from dkdm_lab.data import to_uint8
-from dkdm_lab.diffusion import numbered_noise
-from dkdm_lab.evaluation import compare
-from dkdm_lab.guidance import VAELosses, synthesise
-from dkdm_lab.runs import device
+from dkdm_lab.experiments import studies
+from dkdm_lab.metrics import compare
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
+from dkdm_lab.system.seeds import numbered_noise
 
-plots.use_style()
+figures.use_style()
 settings = studies.get(study, **adjust)
 data = settings.split()
 
@@ -61,7 +62,7 @@ def part(name):
 # %%
 guides = {name: part(f"guide-{name}").model() for name in ("unseen", "seen")}
 drawn = [part(f"images-unguided{end}").images()[:20] for end in ("", "-seen")]
-plots.image_grid(torch.cat(drawn), columns=20)
+figures.image_grid(torch.cat(drawn), columns=20)
 
 # %% [markdown]
 # ## One step
@@ -163,7 +164,7 @@ for name in ("unguided", "guided", "unguided-seen", "guided-seen"):
         for step in range(len(result["t"]))
     ]
     lines[name] = range(len(total)), total
-plots.curves(lines, "step", "losses, mean over images")
+figures.curves(lines, "step", "losses, mean over images")
 
 # %%
 ends = {name: values[-1] for name, (_, values) in lines.items()}
@@ -195,7 +196,7 @@ shown = [sets["unguided"][:20], sets["guided"][:20]]
 shown.append(nearest(shown[1], data.train)[0])
 if settings.unseen is None:
     shown.append(nearest(shown[1], settings.others())[0])
-plots.image_grid(torch.cat(shown), columns=20)
+figures.image_grid(torch.cat(shown), columns=20)
 
 # %%
 if settings.unseen is None:
@@ -243,7 +244,7 @@ for title, (step, weight) in trials.items():
     pictures.append(images[:20])
     distances.append(compare(images, real, settings.features)[name])
     print(f"{title:30s} {name} {distances[-1]:.1f}")
-plots.image_grid(torch.cat(pictures), columns=20)
+figures.image_grid(torch.cat(pictures), columns=20)
 
 # %% [markdown]
 # The rows are in the order of the lines. One seed and a hundred images are a coarse measure, so only large differences

@@ -30,13 +30,18 @@ adjust = {}  # settings other than the study's own, as {"adversarial": 0.0}
 # %%
 import torch
 
-from dkdm_lab import plots, studies
-from dkdm_lab.classifier import accuracy, tempered_kl
+from dkdm_lab.beyond.classifier import accuracy, tempered_kl
+from dkdm_lab.beyond.loss_guided_synthesis import (
+    ClassifierLosses,
+    batch_norm_loss,
+    synthesise,
+)
 from dkdm_lab.data import to_model
-from dkdm_lab.guidance import ClassifierLosses, batch_norm_loss, synthesise
-from dkdm_lab.runs import device
+from dkdm_lab.experiments import studies
+from dkdm_lab.system import figures
+from dkdm_lab.system.provenance import device
 
-plots.use_style()
+figures.use_style()
 settings = studies.get(study, **adjust)
 data = settings.split()
 classes = len(settings.classes)
@@ -105,7 +110,7 @@ lines = {
     for name, values in result["losses"].items()
     if name != "batch-norm"
 }
-plots.curves(lines, "step", "loss, mean over images")
+figures.curves(lines, "step", "loss, mean over images")
 
 # %% [markdown]
 # The cross-entropy falls, jumps up four times, and falls again. The jumps are CutMix, of which more below: each time a
@@ -132,7 +137,7 @@ if settings.classification:
 
 # %%
 order = labels.argsort(stable=True)
-plots.image_grid(
+figures.image_grid(
     torch.cat([found.images[order] for found in drawn.values()]), columns=20
 )
 
@@ -148,7 +153,7 @@ plots.image_grid(
 # pixels for latents, and the mixing is the same.
 
 # %%
-plots.image_grid(part("images-classes").images()[:40], columns=20)
+figures.image_grid(part("images-classes").images()[:40], columns=20)
 
 # %% [markdown]
 # The figure shows images as the student gets them, the classes in turn.

@@ -27,9 +27,10 @@ seeds = [0, 1, 2]
 # %%
 from IPython.display import display
 
-from dkdm_lab import ledger, paper, plots, presets
+from dkdm_lab.experiments import ledger, paper, presets
+from dkdm_lab.system import figures
 
-plots.use_style()
+figures.use_style()
 natural = presets.get(preset)
 metric = natural.metric
 

@@ -12,18 +12,15 @@ So one function, :meth:`GaussianDiffusion.transition`, carries Eqs. 5-8, 10 and 
 from __future__ import annotations
 
 import math
-import os
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import std
-from tqdm.auto import tqdm
+
+from dkdm_lab.system.progress import progress_bar
+from dkdm_lab.system.seeds import numbered_noise
 
 
 class Gaussian(NamedTuple):
@@ -41,25 +38,6 @@ class Gaussian(NamedTuple):
         difference = self.log_variance - other.log_variance
         squared = (self.mean - other.mean) ** 2 * torch.exp(-other.log_variance)
         return 0.5 * (-1.0 - difference + torch.exp(difference) + squared)
-
-
-@dataclass
-class Batch:
-    """What a source yields and the loss takes: the one type that passes between rooms.
-
-    x_t: ``[B, *shape]`` noisy samples. t: ``[B]`` int64, 0-based. eps: target of the noise prediction,
-    as ``x_t``. target: target of ``p(x_{t-1} | x_t)``, or None where only L_simple is trained.
-    observed: True when ``x_0`` came from 8-bit images, so that ``target.mean`` at ``t = 0`` *is* ``x_0``
-    and L_vlb there is the likelihood of its 8-bit values rather than a KL. condition: what each sample is
-    conditioned on, ``[B, ...]`` as the network takes it, or None.
-    """
-
-    x_t: Tensor
-    t: Tensor
-    eps: Tensor
-    target: Gaussian | None
-    observed: bool = False
-    condition: Tensor | None = None
 
 
 class Transition(NamedTuple):
@@ -357,63 +335,6 @@ class GaussianDiffusion:
                     callback(s_level, x)
             done.append(x.cpu())
         return torch.cat(done)
-
-
-def numbered_noise(
-    seed: int, level: int, numbers: range, shape: tuple[int, ...], device: str | torch.device = "cpu"
-) -> Tensor:
-    """The noise of samples at a level by their numbers, standard normal ``[len(numbers), *shape]``: a
-    sample's is the same whatever others are drawn with it. Drawn in blocks, each from a seed of its own."""
-    first, last = numbers.start // _BLOCK, (numbers.stop - 1) // _BLOCK
-    blocks = []
-    for block in range(first, last + 1):
-        generator = torch.Generator(device).manual_seed(mixed(seed, level, block))
-        blocks.append(torch.randn(_BLOCK, *shape, generator=generator, device=device))
-    return torch.cat(blocks)[numbers.start - first * _BLOCK : numbers.stop - first * _BLOCK]
-
-
-_BLOCK = 64  # samples whose noise is drawn together: a smaller batch wastes some, a larger one seldom any
-
-
-def mixed(*numbers: int) -> int:
-    """One seed of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-LOG_EVERY = 30.0  # seconds between two lines of progress in a log
-
-
-class _Lines(std.tqdm):
-    """Progress where no terminal is, as in a log: a line now and then, not one for each renewal of a bar, and
-    a last one. What is done before the first is due leaves none."""
-
-    def __init__(self, *arguments, **options):
-        self._begun = self._printed = time.monotonic()
-        super().__init__(*arguments, **options)
-
-    def display(self, msg=None, pos=None) -> None:
-        if msg is None and time.monotonic() - self._printed >= LOG_EVERY:
-            self._print()
-
-    def close(self) -> None:
-        if not self.disable and time.monotonic() - self._begun >= LOG_EVERY:
-            self._print()
-        super().close()
-
-    def _print(self) -> None:
-        self._printed = time.monotonic()
-        self.fp.write(f"{self}\n")
-        self.fp.flush()
-
-
-def progress_bar(*arguments, show: bool, **options) -> std.tqdm:
-    """A tqdm bar that goes when it is done; in a log, which is no terminal, a line now and then instead. The
-    variable TQDM_DISABLE hides both, in notebooks too, where tqdm itself does not look: so chapters run
-    headless without bars in their outputs."""
-    hidden = not show or bool(os.environ.get("TQDM_DISABLE"))
-    in_notebook = tqdm.__init__.__module__ == "tqdm.notebook"
-    kind = tqdm if in_notebook or sys.stderr.isatty() else _Lines
-    return kind(*arguments, leave=False, disable=hidden, **options)
 
 
 def _like(values: Tensor, x: Tensor, y: Tensor | None = None) -> Tensor:

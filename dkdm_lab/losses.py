@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion
+from dkdm_lab.diffusion import Gaussian, GaussianDiffusion
+from dkdm_lab.sources import Batch
 
 
 class Losses(NamedTuple):

@@ -14,12 +14,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dkdm_lab import budget
-from dkdm_lab.clock import part
-from dkdm_lab.data import NULL, Conditions, branch, restore
-from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion, mixed, progress_bar
+from dkdm_lab.diffusion import Gaussian, GaussianDiffusion
 from dkdm_lab.moves import OF_THE_TEACHER, VARIANCES, AnalyticVariance
-from dkdm_lab.networks import Answer, at_least_float32, guide
+from dkdm_lab.networks.classifier_free_guidance import guide
+from dkdm_lab.networks.denoiser import Answer, at_least_float32
+from dkdm_lab.sources import NULL, Batch, Conditions
+from dkdm_lab.system import budget
+from dkdm_lab.system.profile import section
+from dkdm_lab.system.progress import progress_bar
+from dkdm_lab.system.seeds import branch, mixed, restore
 
 WARMUPS = ("full", "respaced", "harvest")
 # How samples rest between two turns: in a precision, on the device; or in float32 in the host's memory.
@@ -311,7 +314,7 @@ class Pool:
     def _evaluate(self, x_t: Tensor, t: Tensor, c: Tensor | None) -> Answer:
         self.evaluations += len(t)
         given = () if c is None else (self.conditions[c],)
-        with part("teacher"):
+        with section("teacher"):
             return at_least_float32(self.teacher(x_t, t, *given))
 
     def _p(self, x_t: Tensor, t: Tensor, answer: Answer) -> Gaussian:

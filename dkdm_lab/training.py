@@ -21,14 +21,15 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from dkdm_lab import budget, ranks
-from dkdm_lab.budget import OutOfTime, Stopped
-from dkdm_lab.clock import part
-from dkdm_lab.diffusion import GaussianDiffusion, progress_bar
-from dkdm_lab.files import alone
+from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.losses import dkdm_loss
-from dkdm_lab.networks import Denoiser, at_least_float32
-from dkdm_lab.snapshots import Snapshot, Snapshots
+from dkdm_lab.networks.denoiser import Denoiser, at_least_float32
+from dkdm_lab.system import budget, distributed
+from dkdm_lab.system.budget import OutOfTime, Stopped
+from dkdm_lab.system.checkpoint import Checkpoint, Checkpoints
+from dkdm_lab.system.files import alone
+from dkdm_lab.system.profile import section
+from dkdm_lab.system.progress import progress_bar
 
 # L_simple begins near 1, whatever the data. A mean above this has flown off and does not come back. (L_vlb
 # may begin anywhere: an untrained network's variance can be off by any factor.)
@@ -74,25 +75,26 @@ def train(
     min(ema, (1 + step) / (10 + step)). mixed_precision: accelerate's, 'no', 'bf16' or 'fp16'. compile: a mode
     of `torch.compile` for the student, a pool's teacher and what the callback is given.
     callback: called as ``callback(iteration, averaged_student, history)`` after each iteration listed in
-    ``callback_at``. checkpoint: a folder of :class:`~dkdm_lab.snapshots.Snapshots`, the last ``keep``. What
-    lies there is resumed, on a CPU to the last bit; it is written every ``checkpoint_every`` iterations,
-    before each callback, and when the training is asked to stop.
+    ``callback_at``. checkpoint: a folder of :class:`~dkdm_lab.system.checkpoint.Checkpoints`, of which the last
+    ``keep`` stay. What lies there is resumed, on a CPU to the last bit; it is written every
+    ``checkpoint_every`` iterations, before each callback, and when the training is asked to stop.
 
     Under `accelerate launch` each rank calls this with a source of its own, whose batches are its share of
     the whole; gradients are averaged over ranks, and the main rank alone averages weights, calls back and
     reports.
 
     Returns the student with averaged weights, in eval mode, and the history. ``student`` itself is left
-    with its last raw weights. Errors: :class:`~dkdm_lab.budget.Stopped` on SIGINT or SIGTERM, once all is
-    saved; a second one stops at once. :class:`~dkdm_lab.budget.OutOfTime`, saved too, after the step in which
-    a :func:`~dkdm_lab.budget.budget` ends. FloatingPointError for a loss that is not finite, or L_simple
-    above :data:`LOSS_LIMIT`. RuntimeError where another process trains in ``checkpoint``; for a checkpoint
-    that cannot be used see :meth:`~dkdm_lab.snapshots.Snapshots.newest`.
+    with its last raw weights. Errors: :class:`~dkdm_lab.system.budget.Stopped` on SIGINT or SIGTERM, once
+    all is saved; a second one stops at once. :class:`~dkdm_lab.system.budget.OutOfTime`, saved too, after
+    the step in which a :func:`~dkdm_lab.system.budget.budget` ends. FloatingPointError for a loss that is
+    not finite, or L_simple above :data:`LOSS_LIMIT`. RuntimeError where another process trains in
+    ``checkpoint``; for a checkpoint that cannot be used see
+    :meth:`~dkdm_lab.system.checkpoint.Checkpoints.newest`.
     """
     if getattr(source, "shape", student.shape) != student.shape:
         raise ValueError(f"shapes: the source yields {source.shape}, but the student takes {student.shape}")
-    # Else a process keeps its first precision.
-    AcceleratorState._reset_state(reset_partial_state=ranks.number() == 1)
+    # accelerate caches mixed_precision per process; reset it so that each call can choose.
+    AcceleratorState._reset_state(reset_partial_state=distributed.world_size() == 1)
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=_on_cpu(source))
     optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
     student.train()
@@ -113,9 +115,9 @@ def train(
             "T": diffusion.T,
             "student": f"{student.parameter_count:,} parameters, {student.prediction}",
             "source": type(source).__name__,
-            "batch_size": getattr(source, "batch_size", 0) * ranks.number(),
+            "batch_size": getattr(source, "batch_size", 0) * distributed.world_size(),
         }
-        snapshots = Snapshots(checkpoint, asked, keep)
+        snapshots = Checkpoints(checkpoint, asked, keep)
 
     def refuse(problem: str | None) -> None:
         if problem:
@@ -136,10 +138,10 @@ def train(
                 callback(done, averaged, state.history)
             student.train()
 
-        ranks.mains_work(work)
+        distributed.done_by_main(work)
 
     hold = contextlib.nullcontext() if checkpoint is None else alone(Path(checkpoint), wait=False)
-    with ranks.mains_own(hold), _Requests() as requests:
+    with distributed.held_by_main(hold), _Requests() as requests:
         start = 0
         if snapshots is not None and (snapshot := snapshots.newest()):
             start = snapshot.iteration
@@ -147,19 +149,19 @@ def train(
             if callback is not None and start in callback_at:  # perhaps it was stopped there
                 call(start)
         steps = range(start, iterations)
-        show = progress and ranks.rank() == 0
+        show = progress and distributed.rank() == 0
         bar = progress_bar(steps, desc=description, initial=start, total=iterations, show=show)
         for step in bar:
-            with part("source"), accelerator.autocast():  # a pool's teacher computes as the student does
+            with section("source"), accelerator.autocast():  # a pool's teacher computes as the student does
                 batch = next(source)
-            with part("forward"):
+            with section("forward"):
                 with accelerator.autocast():
                     answer = model(batch.x_t, batch.t, batch.condition)
                 eps, v = at_least_float32(answer)
                 losses = dkdm_loss(diffusion, batch, eps, v, vlb_weight, student.prediction)
-            with part("backward"):
+            with section("backward"):
                 accelerator.backward(losses.total.mean())
-            with part("update"):
+            with section("update"):
                 if gradient_clip is not None:
                     accelerator.clip_grad_norm_(student.parameters(), gradient_clip)
                 optimizer.step()
@@ -175,7 +177,7 @@ def train(
             calling = callback is not None and done in callback_at
             due = bool(checkpoint_every) and done % checkpoint_every == 0 and done < iterations
             # Ranks must agree before one of them leaves; the first step comes after a pool's warm-up.
-            asking = logging or ranks.number() == 1 or step == start
+            asking = logging or distributed.world_size() == 1 or step == start
             leaving = state.agreed(requests.came, budget.over()) if asking else None
             if snapshots is not None and (due or calling or leaving):
                 save(done)
@@ -261,7 +263,7 @@ class _State:
     def __init__(self, student: Denoiser, optimizer, source, accelerator: Accelerator, ema: float):
         self.student, self.optimizer, self.source, self.accelerator = student, optimizer, source, accelerator
         self.ema = None
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             self.ema = EMAModel(student.parameters(), decay=ema, foreach=True)
             self.ema.to(accelerator.device)
         self.history = History()
@@ -282,7 +284,7 @@ class _State:
         copy.load_state_dict(self.student.state_dict())  # buffers too
         if self.ema is not None:
             self.ema.copy_to(copy.parameters())
-        if share and ranks.number() > 1:
+        if share and distributed.world_size() > 1:
             for parameter in copy.parameters():
                 torch.distributed.broadcast(parameter.data, 0)
         return copy.eval()
@@ -290,8 +292,8 @@ class _State:
     def agreed(self, asked: bool, over: bool) -> type[Stopped] | None:
         """Why all ranks leave, if some rank has been asked to or its time is over."""
         why = 2 if asked else int(over)
-        if ranks.number() > 1:  # a single one need not wait for the device
-            why = int(ranks.reduced(torch.tensor(float(why), device=self.accelerator.device), "MAX"))
+        if distributed.world_size() > 1:  # a single one need not wait for the device
+            why = int(distributed.reduce(torch.tensor(float(why), device=self.accelerator.device), "MAX"))
         return (None, OutOfTime, Stopped)[why]
 
     def note(self, done: int, losses) -> None:
@@ -303,11 +305,13 @@ class _State:
 
     def means(self) -> list[float]:
         """The three losses since the last log, over iterations and ranks."""
-        return (ranks.reduced(self.sums, "SUM") / (max(1, self.counted) * ranks.number())).tolist()
+        return (
+            distributed.reduce(self.sums, "SUM") / (max(1, self.counted) * distributed.world_size())
+        ).tolist()
 
     def problem(self, means: list[float]) -> str | None:
         """What is wrong with the losses so far, if anything, of any rank."""
-        first = float(ranks.reduced(self.bad, "MIN"))
+        first = float(distributed.reduce(self.bad, "MIN"))
         if math.isfinite(first):
             return f"loss: found a value that is not finite at iteration {first:.0f}"
         _, simple, _ = means
@@ -346,10 +350,10 @@ class _State:
         }
         return shared, own
 
-    def load(self, snapshot: Snapshot) -> None:
+    def load(self, snapshot: Checkpoint) -> None:
         """Go on exactly where a snapshot was taken; with another number of ranks the sources' samples are
         dealt out anew and the random numbers are others."""
-        rank, number = ranks.rank(), ranks.number()
+        rank, number = distributed.rank(), distributed.world_size()
         self.student.load_state_dict(snapshot.shared["student"])
         self.optimizer.load_state_dict(snapshot.shared["optimizer"])
         if self.ema is not None:

@@ -8,7 +8,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from dkdm_lab.data import GaussianMixture
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.evaluation import INCEPTION_WEIGHTS, InceptionSpatial, digits_classifier
+from dkdm_lab.metrics import INCEPTION_WEIGHTS, InceptionSpatial, digits_classifier
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dkdm_lab.checkpoints import load_adm
+from dkdm_lab.teachers.single_files import load_adm
 
 SIZES = {"new": 8, "legacy": 16}
 

@@ -9,11 +9,11 @@ import sys
 import nbformat
 import pytest
 
-from dkdm_lab import ledger, presets
-from dkdm_lab.__main__ import main
-from dkdm_lab.batch import chapters, run_chapters
-from dkdm_lab.data import cache_dir
-from dkdm_lab.runs import Run
+from dkdm_lab.cli import main
+from dkdm_lab.experiments import ledger, presets
+from dkdm_lab.experiments.runs import Run
+from dkdm_lab.notebook.book import chapters, run_chapters
+from dkdm_lab.system.paths import cache_dir
 
 HEADER = """# ---
 # jupyter:
@@ -161,7 +161,7 @@ from dkdm_lab import presets, runs
 long = presets.get("toy", iterations=10**6, checkpoint_every=10**6, curve=1)
 runs.Run(long, "dynamic").result(progress=False)
 """
-RUNS = "import sys; from pathlib import Path; from dkdm_lab.batch import run_chapters as run"
+RUNS = "import sys; from pathlib import Path; from dkdm_lab.notebook.book import run_chapters as run"
 
 
 def test_a_request_to_stop_reaches_the_training_in_a_chapter(book, cache):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dkdm_lab import presets, timing
+from dkdm_lab.experiments import presets, speed
 from dkdm_lab.pools import WARMUPS
 
 pytestmark = pytest.mark.usefixtures("yardstick")  # a run names the classifier's hash
@@ -43,9 +43,9 @@ def test_a_step_is_measured_beside_its_parts(capsys, tmp_path):
 def test_the_ratio_is_of_what_ran_side_by_side(monkeypatch):
     """By a clock that this test moves: each look at it is a second later than the one before."""
     ticks = iter(range(10_000))
-    monkeypatch.setattr(timing, "_moment", lambda: float(next(ticks)))
+    monkeypatch.setattr(speed, "_moment", lambda: float(next(ticks)))
     preset = presets.get("digits", batch_size=4, rho=0.05)
-    found = timing.overhead(preset, "dynamic", iterations=2, repeats=3)
+    found = speed.overhead(preset, "dynamic", iterations=2, repeats=3)
     assert (found.whole, found.teacher, found.student, found.ratio) == (0.5, 0.5, 0.5, 0.5)
 
 
@@ -54,9 +54,9 @@ def test_switches_are_measured_alone_and_together(monkeypatch, capsys):
 
     def overhead(preset, method, **options):
         asked.append((method, preset.mixed_precision, options["channels_last"], options.get("compile")))
-        return timing.Overhead(2.0, 0.5, 1.0, 4 / 3)
+        return speed.Overhead(2.0, 0.5, 1.0, 4 / 3)
 
-    monkeypatch.setattr(timing, "overhead", lambda *a, **o: overhead(*a, **{"channels_last": True, **o}))
+    monkeypatch.setattr(speed, "overhead", lambda *a, **o: overhead(*a, **{"channels_last": True, **o}))
     module.main(["--methods", "dynamic", "--switches"])
     assert asked == [
         ("dynamic", "no", False, None),

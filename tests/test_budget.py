@@ -11,13 +11,15 @@ import shutil
 import pytest
 import torch
 
-from dkdm_lab import budget, filling, ledger, networks, paper, pools, presets, runs
-from dkdm_lab.__main__ import main
-from dkdm_lab.budget import CALL_AGAIN, OutOfTime
+from dkdm_lab import networks, pools
+from dkdm_lab.cli import main
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.distill import Distillation, distill
-from dkdm_lab.pipelines import Pipeline
-from dkdm_lab.runs import METHODS, Run
+from dkdm_lab.experiments import ledger, paper, presets, runs, sweep
+from dkdm_lab.experiments.runs import METHODS, Run
+from dkdm_lab.system import budget
+from dkdm_lab.system.budget import CALL_AGAIN, OutOfTime
+from dkdm_lab.teachers.distill import Distillation, distill
+from dkdm_lab.teachers.pipelines import Pipeline
 
 TINY = {
     **{"batch_size": 16, "iterations": 20, "curve": 4, "checkpoint_every": 10, "steps": 5, "samples": 50},
@@ -195,7 +197,7 @@ def test_a_synthetic_set_is_kept_in_parts_and_the_same(ticks):
 
 
 def test_who_waits_for_another_process_does_so_within_the_budget(tmp_path):
-    from dkdm_lab.files import alone
+    from dkdm_lab.system.files import alone
 
     with alone(tmp_path / "run"), budget.budget(1e-9), pytest.raises(OutOfTime):
         with alone(tmp_path / "run"):
@@ -233,7 +235,7 @@ def test_a_distillation_and_its_comparison_go_on_as_if_unbroken(
             ticks[0] += 1
         return {"FID'": 1.0, "N": 5, "steps": 5}
 
-    monkeypatch.setattr("dkdm_lab.distill.compare", compare)
+    monkeypatch.setattr("dkdm_lab.teachers.distill.compare", compare)
     asked = Distillation("teacher", "digits-53k", iterations=6, batch_size=4, rho=0.1)
 
     def work(name):
@@ -269,19 +271,19 @@ def wanted(methods, seeds=(0,), **changes):
 
 def test_what_lies_in_the_ledger_is_not_missing(book):
     run = toy("data-based")
-    assert filling.missing([(run, True)]) == [filling.Task(run), filling.Task(run, primed=True)]
+    assert sweep.missing([(run, True)]) == [sweep.Task(run), sweep.Task(run, primed=True)]
     ledger.enter(run)
-    assert filling.missing([(run, False)]) == []
-    assert filling.missing([(run, True)]) == [filling.Task(run, primed=True)]
+    assert sweep.missing([(run, False)]) == []
+    assert sweep.missing([(run, True)]) == [sweep.Task(run, primed=True)]
     ledger.enter(run, against_teacher=True)
-    assert filling.missing([(run, True)]) == []
+    assert sweep.missing([(run, True)]) == []
 
 
 def test_the_order_is_the_cheapest_first_after_what_it_stands_on():
     preset = presets.get("digits")
     long = Run(preset.replace(iterations=30_000), "data-based")
     free, teacher, based = (Run(preset, method) for method in ("data-free", "teacher", "data-based"))
-    order = filling.in_order(map(filling.Task, (long, free, teacher, based)))
+    order = sweep.in_order(map(sweep.Task, (long, free, teacher, based)))
     assert [task.run.name for task in order] == [
         "data-based-seed0",
         "teacher-seed0",
@@ -295,19 +297,19 @@ def test_of_a_run_under_way_the_rest_counts():
     """By hand: three evaluations of the student a sample and step, and what is drawn for the scores left."""
     run, student = toy("data-based"), networks.flops("toy-student")
     score = 5 * 50 * student
-    assert filling.remaining(run) == 20 * 16 * 3 * student + 4 * score
+    assert sweep.remaining(run) == 20 * 16 * 3 * student + 4 * score
     with budget.budget((5 + 5 + 2) * TICK), pytest.raises(OutOfTime):  # iterations, a score, iterations
         run.result(progress=False)
     assert run.iteration == 7
-    assert filling.remaining(run) == 13 * 16 * 3 * student + 3 * score
+    assert sweep.remaining(run) == 13 * 16 * 3 * student + 3 * score
     run.result(progress=False)
-    assert filling.remaining(run) == 0
+    assert sweep.remaining(run) == 0
 
 
 @pytest.mark.parametrize("preset", ["toy", "digits", "digits-latent", "digits-classes", "cifar16"])
 def test_every_run_of_every_sweep_has_a_cost(preset):
     for run, _ in paper.sweep(presets.get(preset), (0,)).values():
-        assert filling.remaining(run) > 0 or preset == "toy"
+        assert sweep.remaining(run) > 0 or preset == "toy"
 
 
 def test_a_warm_up_is_estimated_as_it_is():
@@ -316,7 +318,7 @@ def test_a_warm_up_is_estimated_as_it_is():
         pool = toy(**changes).source(progress=False)
         assert isinstance(pool, pools.DynamicPool)
         pool.fill()
-        assert filling._warmup(toy(**changes)) == pytest.approx(pool.evaluations, rel=0.1)
+        assert sweep._warmup(toy(**changes)) == pytest.approx(pool.evaluations, rel=0.1)
 
 
 def fill_for(minutes, methods="data-based,dynamic,data-free"):
@@ -364,7 +366,7 @@ def test_a_call_too_short_for_an_estimate_says_so(book, capsys):
 
 def test_without_methods_the_ledger_is_filled_with_the_sweep(book, monkeypatch):
     asked = []
-    monkeypatch.setattr(filling, "fill", lambda runs: asked.extend(runs) or [])
+    monkeypatch.setattr(sweep, "fill", lambda runs: asked.extend(runs) or [])
     assert main(["run", "--ledger", "--preset", "digits"]) == 0
     assert asked == list(paper.sweep(presets.get("digits"), (0, 1, 2)).values())
 
@@ -373,7 +375,7 @@ def test_a_teacher_in_the_ledger_is_made_for_its_student_but_not_entered_again(b
     ledger.enter(toy("synthetic"))
     before = {file: file.read_text() for file in book.glob("toy/*.json")}
     shutil.rmtree(toy("synthetic").folder)
-    list(filling.fill(wanted(["data-free"]), progress=False))
+    list(sweep.fill(wanted(["data-free"]), progress=False))
     assert toy("synthetic").status == "finished"
     assert {file: file.read_text() for file in before} == before
     assert (book / "toy" / f"{toy('data-free').name}.json").is_file()
@@ -396,4 +398,4 @@ def test_the_measure_of_a_step_is_the_ledgers_own():
     result = run.result(progress=False)
     scores = 4 * 5 * 50 * networks.flops("toy-student")
     shutil.rmtree(run.folder)
-    assert filling.remaining(run) - scores == pytest.approx(runs.cost(result))
+    assert sweep.remaining(run) - scores == pytest.approx(runs.cost(result))

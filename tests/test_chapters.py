@@ -13,13 +13,14 @@ import pytest
 import torch
 from pybtex.database import parse_file
 
-from dkdm_lab import ledger
-from dkdm_lab.batch import chapters
-from dkdm_lab.chapter import parameter_names
+from dkdm_lab.beyond.vae import LVAE, SIGMA_X, distillation_loss
 from dkdm_lab.data import GaussianMixture
-from dkdm_lab.diffusion import GaussianDiffusion, numbered_noise
+from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.experiments import ledger
+from dkdm_lab.notebook.book import chapters
+from dkdm_lab.notebook.execute import parameter_names
 from dkdm_lab.pools import DynamicPool, IterativePool
-from dkdm_lab.vae import LVAE, SIGMA_X, distillation_loss
+from dkdm_lab.system.seeds import numbered_noise
 
 SOURCES = chapters()
 ROOT = Path(__file__).parents[1]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dkdm_lab.data import NULL, Conditions, NoisedImages
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.networks import Guided
 from dkdm_lab.pools import WARMUPS, DynamicPool, IterativePool, ShuffledPool
+from dkdm_lab.sources import NULL, Conditions, NoisedImages
 
 K = 4
 NOBODY = 9  # the label that stands for none

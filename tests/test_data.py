@@ -9,19 +9,10 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from dkdm_lab.data import (
-    DATASETS,
-    DataSet,
-    NoisedImages,
-    cache_dir,
-    content_hash,
-    load_images,
-    load_labels,
-    mix,
-    to_model,
-    to_uint8,
-)
+from dkdm_lab.data import DATASETS, DataSet, content_hash, load_images, load_labels, mix, to_model, to_uint8
 from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.sources import NoisedImages
+from dkdm_lab.system.paths import cache_dir
 
 # -- images -------------------------------------------------------------------------------------------
 

@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dkdm_lab.diffusion import Batch, GaussianDiffusion, numbered_noise, progress_bar
+from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.losses import dkdm_loss
 from dkdm_lab.networks import ddpm_scheduler
+from dkdm_lab.sources import Batch
+from dkdm_lab.system.progress import progress_bar
+from dkdm_lab.system.seeds import numbered_noise
 
 SCHEDULES = ("cosine", "linear")
 RESPACINGS = (10, 50, 100, 250)
@@ -422,7 +425,7 @@ def test_betas_that_are_no_variances_are_refused(betas):
 def hours(monkeypatch):
     """A clock that is set by hand, and tqdm's own as well."""
     now = [0.0]
-    monkeypatch.setattr("dkdm_lab.diffusion.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dkdm_lab.system.progress.time.monotonic", lambda: now[0])
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
     return now
 

@@ -14,13 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
-from dkdm_lab import __main__, networks, plots
-from dkdm_lab import distill as distillation
-from dkdm_lab.data import Conditions
+from dkdm_lab import cli, networks
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.distill import Distillation, distill, samples_of, sheet_size
 from dkdm_lab.networks import Denoiser
-from dkdm_lab.pipelines import Pipeline
+from dkdm_lab.sources import Conditions
+from dkdm_lab.system import figures
+from dkdm_lab.teachers import distill as distillation
+from dkdm_lab.teachers.distill import Distillation, distill, samples_of, sheet_size
+from dkdm_lab.teachers.pipelines import Pipeline
 
 T = 20
 LEFT = ["README.md", "distillation.json", "history.json", "loss.png", "model_index.json", "samples.png"]
@@ -131,8 +132,8 @@ def test_the_losses_can_be_drawn_again(run, tmp_path):
 
 def test_the_sheet_holds_what_both_draw_from_the_same_noise(run, teacher, tmp_path, monkeypatch):
     sheets = []
-    draw = plots.sample_sheet
-    monkeypatch.setattr(plots, "sample_sheet", lambda *a: sheets.append(a) or draw(*a))
+    draw = figures.sample_sheet
+    monkeypatch.setattr(figures, "sample_sheet", lambda *a: sheets.append(a) or draw(*a))
     student = run()
     ((rows, columns),) = sheets
     assert list(rows) == ["teacher", "student"]
@@ -183,7 +184,7 @@ def test_both_rows_have_the_same_conditions_and_guidance():
 @pytest.mark.parametrize(
     "part, where",
     [
-        ("loss.png", (plots, "losses")),
+        ("loss.png", (figures, "losses")),
         ("samples.png", (distillation, "samples_of")),
         ("the teacher's other parts", (Pipeline, "write_other_parts")),
         ("README.md", (distillation, "_card")),
@@ -314,10 +315,10 @@ def test_a_short_training_takes_larger_steps(iterations, lr, teacher, tmp_path, 
 def test_what_cannot_end_well_is_refused_before_it_begins(
     options, message, teacher, tmp_path, monkeypatch, capsys, untouched
 ):
-    monkeypatch.setattr("dkdm_lab.evaluation.load_state_dict_from_url", fail)
+    monkeypatch.setattr("dkdm_lab.metrics.inception.load_state_dict_from_url", fail)
     untouched()
     command = ["distill", str(tmp_path / "teacher"), "--student", "x0.5", "--out", str(tmp_path / "out")]
-    assert __main__.main([*command, *options]) == 1
+    assert cli.main([*command, *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -10,9 +10,9 @@ import torch
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.utils import create_feature_extractor
 
-from dkdm_lab import evaluation
-from dkdm_lab.data import cache_dir, load_images
-from dkdm_lab.evaluation import (
+from dkdm_lab import metrics
+from dkdm_lab.data import load_images
+from dkdm_lab.metrics import (
     INCEPTION_WEIGHTS,
     METRICS,
     InceptionSpatial,
@@ -20,6 +20,7 @@ from dkdm_lab.evaluation import (
     energy_distance,
     score,
 )
+from dkdm_lab.system.paths import cache_dir
 
 REAL = cache_dir()  # the user's own, before each test gets an empty one
 
@@ -261,7 +262,7 @@ def test_missing_weights_are_explained(cache, monkeypatch):
     def offline(*_, **__):
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(evaluation, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("dkdm_lab.metrics.inception.load_state_dict_from_url", offline)
     with pytest.raises(FileNotFoundError, match=rf"{INCEPTION_WEIGHTS}: found no Inception weights.*put it"):
         score(photographs(6, 0), photographs(6, 1))
 
@@ -315,7 +316,7 @@ def test_the_classifier_knows_the_digits(digits):
 
 
 def test_the_classifier_is_trained_once(yardstick, monkeypatch):
-    monkeypatch.setattr(evaluation, "_train_classifier", None)  # calling it would fail
+    monkeypatch.setattr("dkdm_lab.metrics.digits._train_classifier", None)  # calling it would fail
     assert digits_classifier().training is False
 
 
@@ -324,8 +325,8 @@ def test_the_classifier_is_always_the_same(cache, monkeypatch):
     hashes = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        evaluation._train_classifier(cache / "digits-classifier.pt", epochs=1)
-        hashes.append(evaluation.digits_classifier_hash())
+        digits._train_classifier(cache / "digits-classifier.pt", epochs=1)
+        hashes.append(metrics.digits_classifier_hash())
     assert hashes[0] == hashes[1]
     assert len(hashes[0]) == 12
 

@@ -9,14 +9,15 @@ from test_pipelines import stable_diffusion
 from torch import nn
 from torch.testing import assert_close
 
-from dkdm_lab import guidance
-from dkdm_lab.classifier import Classifier, accuracy, tempered_kl, train_classifier
-from dkdm_lab.data import Conditions, load_images, load_labels, to_model
-from dkdm_lab.evaluation import DigitsClassifier
-from dkdm_lab.guidance import ClassifierLosses, VAELosses, batch_norm_loss, synthesise
+from dkdm_lab.beyond import loss_guided_synthesis
+from dkdm_lab.beyond.classifier import Classifier, accuracy, tempered_kl, train_classifier
+from dkdm_lab.beyond.loss_guided_synthesis import ClassifierLosses, VAELosses, batch_norm_loss, synthesise
+from dkdm_lab.beyond.vae import LVAE, negative_elbo
+from dkdm_lab.data import load_images, load_labels, to_model
+from dkdm_lab.metrics import DigitsClassifier
 from dkdm_lab.networks import Guided
-from dkdm_lab.pipelines import Pipeline
-from dkdm_lab.vae import LVAE, negative_elbo
+from dkdm_lab.sources import Conditions
+from dkdm_lab.teachers.pipelines import Pipeline
 
 T = 20
 
@@ -175,14 +176,14 @@ def test_guidance_lowers_what_a_classifier_asks(terms, guide, classifier):
 def test_a_stable_diffusion_pipeline_guides_through_decoder_and_unet(latent_guide, monkeypatch):
     vae = with_statistics(LVAE(sample_size=16, width=4, levels=2, latent_channels=2))
     losses = VAELosses(vae)
-    seen, real = [], guidance._gradient
+    seen, real = [], loss_guided_synthesis._gradient
 
     def note(terms, weights, z):
         gradient = real(terms, weights, z)
         seen.append((tuple(z.shape), gradient))
         return gradient
 
-    monkeypatch.setattr(guidance, "_gradient", note)
+    monkeypatch.setattr(loss_guided_synthesis, "_gradient", note)
     conditions = latent_guide.prompts(["a cat", "a red dog"])
     unguided, guided = compared(latent_guide, losses, n=4, conditions=conditions, step_size=0.02)
     assert guided < unguided
@@ -204,7 +205,7 @@ def test_the_gradient_is_that_of_the_whole_way(part, latent_guide, monkeypatch):
     def loss(z, cut=False):
         eps, _ = network(z, t, condition)
         z0 = diffusion.predict_x0(z, t, eps.detach() if cut and part == "unet" else eps, diffusion.clip)
-        image = guidance._decoded(latent_guide, z0.detach() if cut and part == "decoder" else z0)
+        image = loss_guided_synthesis._decoded(latent_guide, z0.detach() if cut and part == "decoder" else z0)
         return sum(value.sum() for value in losses(image).values()) + 0 * z.sum()
 
     z.requires_grad_()
@@ -271,7 +272,7 @@ def test_cutmix_pastes_one_rectangle_of_another_sample():
     z = torch.arange(5.0)[:, None, None, None].expand(5, 2, 6, 6)
     shares = set()
     for seed in range(20):
-        mixed = guidance._cut_and_mixed(z, torch.Generator().manual_seed(seed))
+        mixed = loss_guided_synthesis._cut_and_mixed(z, torch.Generator().manual_seed(seed))
         for own, sample in enumerate(mixed):
             foreign = sample[0] != own
             assert torch.equal(sample[0], sample[1])
@@ -284,9 +285,9 @@ def test_cutmix_pastes_one_rectangle_of_another_sample():
 
 def test_cutmix_comes_after_each_fifth_but_the_last(guide, vae, monkeypatch):
     counts = itertools.count()
-    monkeypatch.setattr(guidance, "_cut_and_mixed", lambda z, _: (next(counts), z)[1])
+    monkeypatch.setattr(loss_guided_synthesis, "_cut_and_mixed", lambda z, _: (next(counts), z)[1])
     synthesise(guide, VAELosses(vae), 2, steps=10, step_size=0.0, cutmix=True)
-    assert next(counts) == guidance.CUTS == 4
+    assert next(counts) == loss_guided_synthesis.CUTS == 4
 
 
 def test_images_can_be_brought_to_the_losses_size(guide):

@@ -9,13 +9,16 @@ from diffusers import DDIMScheduler, UNet2DModel, VQModel
 from PIL import Image
 from torch.testing import assert_close
 
-from dkdm_lab import autoencoder, networks, presets, runs
-from dkdm_lab.autoencoder import train_autoencoder
-from dkdm_lab.data import cache_dir, load_images, load_labels, to_model, to_uint8
-from dkdm_lab.evaluation import class_accuracy, score
-from dkdm_lab.pipelines import decode, encode
+from dkdm_lab import networks
+from dkdm_lab.beyond import autoencoder
+from dkdm_lab.beyond.autoencoder import train_autoencoder
+from dkdm_lab.data import load_images, load_labels, to_model, to_uint8
+from dkdm_lab.experiments import presets, runs
+from dkdm_lab.experiments.runs import Run
+from dkdm_lab.metrics import class_accuracy, score
 from dkdm_lab.pools import Pool
-from dkdm_lab.runs import Run
+from dkdm_lab.system.paths import cache_dir
+from dkdm_lab.teachers.pipelines import decode, encode
 
 pytestmark = pytest.mark.usefixtures("yardstick")
 

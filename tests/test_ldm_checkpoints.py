@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dkdm_lab.checkpoints import load_ldm
 from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.teachers.single_files import load_ldm
 
 
 @pytest.fixture(scope="module")

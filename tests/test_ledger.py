@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from dkdm_lab import ledger
-from dkdm_lab.presets import PRESETS
+from dkdm_lab.experiments import ledger
+from dkdm_lab.experiments.presets import PRESETS
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import torch
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion
+from dkdm_lab.diffusion import Gaussian, GaussianDiffusion
 from dkdm_lab.losses import decoder_nll, dkdm_loss, simple_loss, vlb_loss
+from dkdm_lab.sources import Batch
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from torch.testing import assert_close
 
 from dkdm_lab.data import GaussianMixture
-from dkdm_lab.evaluation import energy_distance
+from dkdm_lab.metrics import energy_distance
 
 
 def density(mixture, diffusion, level):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 
-from dkdm_lab import ledger, models, presets
 from dkdm_lab.data import load_images, to_model
-from dkdm_lab.networks import Denoiser
-from dkdm_lab.pipelines import Pipeline
-from dkdm_lab.runs import SHOWN, Run
+from dkdm_lab.experiments import ledger, presets, shipped_models
+from dkdm_lab.experiments.runs import SHOWN, Run
+from dkdm_lab.networks import Denoiser, folders
+from dkdm_lab.teachers.pipelines import Pipeline
 
 pytestmark = pytest.mark.usefixtures("yardstick")
 
@@ -28,10 +28,10 @@ def digits(method="teacher", seed=0, **changes):
 @pytest.fixture
 def box(tmp_path, monkeypatch):
     """An empty book/models, with one model published into it; returns its folder."""
-    monkeypatch.setattr(models, "models_dir", lambda: tmp_path / "models")
+    monkeypatch.setattr(shipped_models, "models_dir", lambda: tmp_path / "models")
     run = digits()
     run.result(progress=False)
-    return models.publish(run, tmp_path / "models" / "small-teacher")
+    return shipped_models.publish(run, tmp_path / "models" / "small-teacher")
 
 
 def test_a_published_model_is_its_run_in_16_bits(box):
@@ -60,7 +60,7 @@ def test_a_teacher_may_be_published_without_scores(box, tmp_path):
     """They are measured on what was published."""
     run = digits(seed=1, curve=0)
     assert run.result(progress=False)["metrics"] == {}
-    card = (models.publish(run, tmp_path / "unscored") / "README.md").read_text()
+    card = (shipped_models.publish(run, tmp_path / "unscored") / "README.md").read_text()
     assert "Its scores are in the book" in card and "digits-FID" not in card
     for changes in ({"curve": -1}, {"curve": 0, "early_stop": True}):
         with pytest.raises(ValueError, match=f"curve: found {changes['curve']} scores, expected . or more"):
@@ -69,23 +69,23 @@ def test_a_teacher_may_be_published_without_scores(box, tmp_path):
 
 def test_a_run_not_finished_and_a_folder_in_use_are_refused(box, tmp_path):
     with pytest.raises(ValueError, match="found a run that is not begun, expected a finished one"):
-        models.publish(digits(seed=5), tmp_path / "new")
+        shipped_models.publish(digits(seed=5), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="small-teacher: found files there, expected an empty"):
-        models.publish(digits(), box)
+        shipped_models.publish(digits(), box)
 
 
 def test_a_model_that_is_missing_is_named(box):
     with pytest.raises(FileNotFoundError, match=r"big-teacher: found no model .* \(small-teacher\)"):
-        models.find("big-teacher")
+        shipped_models.find("big-teacher")
     with pytest.raises(FileNotFoundError, match="big-teacher: found no model"):
         digits("dynamic", pipeline="big-teacher").result(progress=False)
 
 
 def flip_a_byte(file):
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
+    images = bytearray(file.read_bytes())
+    images[-1] ^= 1
+    file.write_bytes(images)
 
 
 def cut_off(file):
@@ -97,7 +97,7 @@ def remove(file):
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_off, remove])
-@pytest.mark.parametrize("ask", [Denoiser.from_pretrained, Pipeline.from_pretrained, models.check])
+@pytest.mark.parametrize("ask", [Denoiser.from_pretrained, Pipeline.from_pretrained, folders.check])
 def test_damaged_weights_are_refused(box, damage, ask):
     damage(box / "unet" / "diffusion_pytorch_model.safetensors")
     with pytest.raises(ValueError, match=r"safetensors: found .*: the model is damaged"):
@@ -113,7 +113,7 @@ def test_a_damaged_manifest_is_refused(box, text):
 
 def test_a_folder_of_somebody_else_has_no_manifest(tmp_path):
     digits().result(progress=False)
-    models.check(digits().folder / "model")
+    folders.check(digits().folder / "model")
 
 
 # -- as the teacher of runs ---------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def test_runs_distil_it_and_no_teacher_is_trained(box, cache):
 
 def test_a_run_knows_which_weights_taught_it(box):
     run = digits("dynamic", **BOXED)
-    assert run.settings["pipeline_weights"] == models.fingerprint("small-teacher")
+    assert run.settings["pipeline_weights"] == shipped_models.fingerprint("small-teacher")
     assert "teacher_iterations" not in run.settings  # the card says it
     run.result(progress=False)
     other = digits(seed=1)
@@ -139,7 +139,7 @@ def test_a_run_knows_which_weights_taught_it(box):
     for file in sorted(box.rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
     box.rmdir()
-    models.publish(other, box)
+    shipped_models.publish(other, box)
     with pytest.raises(ValueError, match="this run was made with pipeline_weights = "):
         run.status  # noqa: B018
 

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from dkdm_lab import networks
-from dkdm_lab.diffusion import GaussianDiffusion, numbered_noise
+from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.networks import MLP, Denoiser, DiT, adm_unet
+from dkdm_lab.system.seeds import numbered_noise
 
 # -- the paper's networks -----------------------------------------------------------------------------
 

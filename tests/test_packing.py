@@ -8,15 +8,16 @@ import tarfile
 import pytest
 import torch
 
-from dkdm_lab import budget, packing, presets
-from dkdm_lab.__main__ import main
-from dkdm_lab.budget import OutOfTime
-from dkdm_lab.data import restore
+from dkdm_lab.cli import main
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.files import alone, write_json
-from dkdm_lab.packing import FORMAT, pack, unpack
+from dkdm_lab.experiments import packing, presets
+from dkdm_lab.experiments.packing import FORMAT, pack, unpack
+from dkdm_lab.experiments.runs import Run
 from dkdm_lab.pools import DynamicPool
-from dkdm_lab.runs import Run
+from dkdm_lab.system import budget
+from dkdm_lab.system.budget import OutOfTime
+from dkdm_lab.system.files import alone, write_json
+from dkdm_lab.system.seeds import restore
 
 pytestmark = pytest.mark.usefixtures("yardstick")  # every result names the classifier's hash
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dkdm_lab import ledger, paper
+from dkdm_lab.experiments import ledger, paper
+from dkdm_lab.experiments.paper import CLAIMS, NUMBERS, VERDICTS, Claim
+from dkdm_lab.experiments.presets import PRESETS
 from dkdm_lab.networks import NETWORKS
-from dkdm_lab.paper import CLAIMS, NUMBERS, VERDICTS, Claim
-from dkdm_lab.presets import PRESETS
 
 CHAPTERS = {file.stem for file in (Path(__file__).parents[1] / "book").glob("[0-9][0-9]_*.py")}
 
@@ -248,7 +248,7 @@ def test_the_sweep_of_labels_is_a_teacher_and_its_student():
 
 
 def test_the_sweep_of_cifar16_has_one_teacher_and_one_synthetic_set(monkeypatch):
-    monkeypatch.setattr("dkdm_lab.models.fingerprint", lambda name: "0" * 12)
+    monkeypatch.setattr("dkdm_lab.experiments.shipped_models.fingerprint", lambda name: "0" * 12)
     runs = paper.sweep(PRESETS["cifar16"], (0, 1, 2))
     names = list(runs)
     assert names[0] == "teacher-seed0" and not {"teacher-seed1", "synthetic-seed1"} & set(names)

@@ -23,11 +23,11 @@ from diffusers import (
 from torch.testing import assert_close
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dkdm_lab import __main__
-from dkdm_lab import distill as distillation
-from dkdm_lab.distill import Distillation, distill
+from dkdm_lab import cli
 from dkdm_lab.networks import NETWORKS, Denoiser
-from dkdm_lab.pipelines import Pipeline, decode, encode, scaled
+from dkdm_lab.teachers import distill as distillation
+from dkdm_lab.teachers.distill import Distillation, distill
+from dkdm_lab.teachers.pipelines import Pipeline, decode, encode, scaled
 
 T = 20
 GOLDEN = Path(__file__).parent / "golden"
@@ -227,7 +227,7 @@ def made(tmp_path):
 def test_any_teacher_is_distilled_to_what_diffusers_samples(kind, made, tmp_path, capsys):
     teacher, command = made(kind)
     before = sorted(file.name for file in tmp_path.iterdir())
-    assert __main__.main([*command, "--student", "x0.5"]) == 0, capsys.readouterr().err
+    assert cli.main([*command, "--student", "x0.5"]) == 0, capsys.readouterr().err
     out = tmp_path / "out"
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([*before, "out"])
     images = sample(kind, out)
@@ -260,7 +260,7 @@ def test_the_command_trains_in_sixteen_bits_and_compiled(made, tmp_path, monkeyp
 
     monkeypatch.setattr(torch, "compile", note)
     faster = ["--mixed-precision", "bf16", "--compile"]
-    assert __main__.main([*command, "--student", "x0.5", *faster]) == 0
+    assert cli.main([*command, "--student", "x0.5", *faster]) == 0
     assert compiled == ["default"] * 2  # the student and its teacher
     found = json.loads((tmp_path / "out" / "distillation.json").read_text())
     assert found["settings"]["mixed_precision"] == "bf16"
@@ -270,7 +270,7 @@ def test_the_command_trains_in_sixteen_bits_and_compiled(made, tmp_path, monkeyp
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_of_the_teachers_own_width_starts_with_its_shape(kind, made):
     _, command = made(kind)
-    pipeline = __main__._teacher(__main__._parser().parse_args([*command, "--student", "x1"]))
+    pipeline = cli._teacher(cli._parser().parse_args([*command, "--student", "x1"]))
     student = pipeline.student("x1")
     expected = {key: value.shape for key, value in pipeline.denoiser.network.state_dict().items()}
     assert {key: value.shape for key, value in student.network.state_dict().items()} == expected
@@ -435,7 +435,7 @@ def test_what_is_no_teacher_is_refused(damage, made, tmp_path, capsys, monkeypat
     teacher, command = made("ddpm")
     instead, message = damage(teacher, tmp_path)
     command[1:2] = instead or command[1:2]
-    assert __main__.main([*command, "--student", "x0.5"]) == 1
+    assert cli.main([*command, "--student", "x0.5"]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -474,7 +474,7 @@ def test_what_is_no_teacher_is_refused(damage, made, tmp_path, capsys, monkeypat
 )
 def test_what_does_not_fit_is_refused(kind, options, message, made, tmp_path, capsys):
     _, command = made(kind)
-    assert __main__.main([*command, *options]) == 1
+    assert cli.main([*command, *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -482,10 +482,10 @@ def test_what_does_not_fit_is_refused(kind, options, message, made, tmp_path, ca
 def test_a_text_teacher_needs_prompts(made, tmp_path, capsys):
     _, command = made("stable-diffusion")
     (tmp_path / "prompts.txt").write_text("\n \n")
-    assert __main__.main([*command, "--student", "x0.5"]) == 1
+    assert cli.main([*command, "--student", "x0.5"]) == 1
     assert "prompts.txt: found no prompts, expected one a line" in capsys.readouterr().err
     at = command.index("--prompts")
-    assert __main__.main([*command[:at], *command[at + 2 :], "--student", "x0.5"]) == 1
+    assert cli.main([*command[:at], *command[at + 2 :], "--student", "x0.5"]) == 1
     assert "--prompts: found None, but the teacher takes text" in capsys.readouterr().err
 
 
@@ -493,7 +493,7 @@ def test_a_folder_in_use_is_left_alone(made, tmp_path, capsys):
     _, command = made("ddpm")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("")
-    assert __main__.main([*command, "--student", "x0.5"]) == 1
+    assert cli.main([*command, "--student", "x0.5"]) == 1
     assert "out: found other files there, expected an empty or a new folder" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
@@ -520,37 +520,37 @@ def test_the_pool_is_small_and_strides_unless_the_papers_is_asked_for(
 
 def test_a_finished_distillation_is_left_alone(made, tmp_path, capsys):
     _, command = made("ddpm")
-    assert __main__.main([*command, "--student", "x0.5"]) == 0
-    assert __main__.main([*command, "--student", "x0.5"]) == 1
+    assert cli.main([*command, "--student", "x0.5"]) == 0
+    assert cli.main([*command, "--student", "x0.5"]) == 1
     assert "this distillation is finished" in capsys.readouterr().err
-    assert __main__.main([*command, "--student", "x1"]) == 1
+    assert cli.main([*command, "--student", "x1"]) == 1
     assert "begun with student = 'x0.5', expected 'x1'" in capsys.readouterr().err
 
 
 def test_a_distillation_begun_before_a_setting_came_goes_by_what_it_was_then(made, tmp_path, capsys):
     _, command = made("ddpm")
-    assert __main__.main([*command, "--student", "x0.5"]) == 0
+    assert cli.main([*command, "--student", "x0.5"]) == 0
     file = tmp_path / "out" / "distillation.json"
     found = json.loads(file.read_text())
     del found["settings"]["stride"], found["settings"]["mixed_precision"]
     file.write_text(json.dumps(found))
-    assert __main__.main([*command, "--student", "x0.5"]) == 1
+    assert cli.main([*command, "--student", "x0.5"]) == 1
     assert "begun with stride = 1, expected 2" in capsys.readouterr().err
-    assert __main__.main([*command, "--student", "x0.5", "--stride", "1"]) == 1
+    assert cli.main([*command, "--student", "x0.5", "--stride", "1"]) == 1
     assert "this distillation is finished" in capsys.readouterr().err
 
     del found["settings"]["variance"]  # the teacher learns none
     file.write_text(json.dumps(found))
-    assert __main__.main([*command, "--student", "x0.5", "--stride", "1"]) == 1
+    assert cli.main([*command, "--student", "x0.5", "--stride", "1"]) == 1
     assert "begun with variance = 'small', expected None" in capsys.readouterr().err
-    assert __main__.main([*command, "--student", "x0.5", "--stride", "1", "--variance", "small"]) == 1
+    assert cli.main([*command, "--student", "x0.5", "--stride", "1", "--variance", "small"]) == 1
     assert "this distillation is finished" in capsys.readouterr().err
 
 
 def test_the_variance_of_moves_is_passed_on_and_recorded(made, tmp_path, capsys):
     _, command = made("ddpm")
-    assert __main__.main([*command, "--student", "x0.5", "--variance", "learned"]) == 1
+    assert cli.main([*command, "--student", "x0.5", "--variance", "learned"]) == 1
     assert "variance: found 'learned', but the teacher learns none" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    assert __main__.main([*command, "--student", "x0.5", "--variance", "ddim"]) == 0
+    assert cli.main([*command, "--student", "x0.5", "--variance", "ddim"]) == 0
     assert json.loads((tmp_path / "out" / "distillation.json").read_text())["settings"]["variance"] == "ddim"

@@ -9,9 +9,10 @@ from torch.testing import assert_close
 
 from dkdm_lab import networks
 from dkdm_lab.data import GaussianMixture
-from dkdm_lab.diffusion import GaussianDiffusion, mixed
-from dkdm_lab.evaluation import energy_distance
+from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.metrics import energy_distance
 from dkdm_lab.pools import POOLS, STORAGES, WARMUPS, DynamicPool, IterativePool, ShuffledPool
+from dkdm_lab.system.seeds import mixed
 
 METHODS = tuple(POOLS)
 FILLED = ("shuffled", "dynamic")  # the pools with a shuffle denoise

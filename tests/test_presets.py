@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from dkdm_lab import presets
-from dkdm_lab.autoencoder import AUTOENCODERS
+from dkdm_lab.beyond.autoencoder import AUTOENCODERS
 from dkdm_lab.data import DATASETS, load_labels
+from dkdm_lab.experiments import presets
+from dkdm_lab.experiments.presets import PRESETS
 from dkdm_lab.networks import NETWORKS
 from dkdm_lab.pools import WARMUPS, DynamicPool
-from dkdm_lab.presets import PRESETS
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dkdm_lab import budget, networks, presets, ranks
-from dkdm_lab.budget import OutOfTime
-from dkdm_lab.data import GaussianMixture, NoisedImages
+from dkdm_lab import networks
+from dkdm_lab.data import GaussianMixture
 from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.experiments import presets
+from dkdm_lab.experiments.runs import Run
 from dkdm_lab.pools import POOLS, DynamicPool
-from dkdm_lab.runs import Run
+from dkdm_lab.sources import NoisedImages
+from dkdm_lab.system import budget, distributed
+from dkdm_lab.system.budget import OutOfTime
 from dkdm_lab.training import train
 
 PROCESS = GaussianDiffusion.cosine(100, clip=False)
@@ -24,9 +27,9 @@ BATCH, ITERATIONS = 64, 150
 
 
 def make_source(name, seed=0):
-    batch_size, seed = ranks.share(BATCH), ranks.seed(seed)
+    batch_size, seed = distributed.local_batch_size(BATCH), distributed.rank_seed(seed)
     if name == "data":
-        data = RING.sample(1000)[ranks.rank() :: ranks.number()]
+        data = RING.sample(1000)[distributed.rank() :: distributed.world_size()]
         return NoisedImages(PROCESS, data, batch_size, seed=seed)
     options = {"rho": 0.5} if name == "dynamic" else {}
     return POOLS[name](PROCESS, RING.denoiser(PROCESS), batch_size, seed=seed, **options)
@@ -46,12 +49,21 @@ def trained(name, iterations=ITERATIONS, seed=0, folder=None, every=0, **callbac
 def work(out):
     """What each of two ranks does; it leaves its findings in a file of its own."""
     torch.set_num_threads(1)
-    found = {"rank": ranks.rank(), "number": ranks.number(), "everyones": ranks.everyones(ranks.rank() + 10)}
-    found["mains"] = ranks.mains(f"said by {ranks.rank()}")
-    with ranks.by_itself():
-        found["by itself"] = (ranks.rank(), ranks.number(), ranks.everyones(1), ranks.share(7))
+    found = {
+        "rank": distributed.rank(),
+        "number": distributed.world_size(),
+        "everyones": distributed.gather(distributed.rank() + 10),
+    }
+    found["mains"] = distributed.broadcast(f"said by {distributed.rank()}")
+    with distributed.by_itself():
+        found["by itself"] = (
+            distributed.rank(),
+            distributed.world_size(),
+            distributed.gather(1),
+            distributed.local_batch_size(7),
+        )
     try:
-        ranks.share(7)
+        distributed.local_batch_size(7)
     except ValueError as error:
         found["refused"] = str(error)
     pool = make_source("dynamic")
@@ -66,7 +78,7 @@ def work(out):
         found[f"{name}, unbroken"] = trained(name, 30)
     found["one rank's, resumed"] = trained("dynamic", 30, folder=out / "by-one")
     found["out of time"] = out_of_time(out)
-    torch.save(found, out / f"{ranks.rank()}.pt")
+    torch.save(found, out / f"{distributed.rank()}.pt")
 
 
 def out_of_time(out):
@@ -80,7 +92,7 @@ def out_of_time(out):
 
     for callback in ({}, {"callback": score, "callback_at": (20,)}):
         with budget.budget(1):
-            seconds[0] = 60.0 if ranks.rank() == 1 and not callback else 0.0
+            seconds[0] = 60.0 if distributed.rank() == 1 and not callback else 0.0
             try:
                 trained("dynamic", 30, folder=out / f"late-{len(callback)}", **callback)
             except OutOfTime as error:

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from dkdm_lab import networks, presets, runs
+from dkdm_lab import networks
 from dkdm_lab.data import MixtureDenoiser
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.evaluation import digits_classifier_hash, energy_distance
-from dkdm_lab.files import write_json
+from dkdm_lab.experiments import presets, runs
+from dkdm_lab.experiments.runs import METHODS, Run
+from dkdm_lab.metrics import digits_classifier_hash, energy_distance
 from dkdm_lab.pools import DynamicPool
-from dkdm_lab.runs import METHODS, Run, provenance
+from dkdm_lab.system.files import write_json
+from dkdm_lab.system.provenance import provenance
 
 pytestmark = pytest.mark.usefixtures("yardstick")  # every result names the classifier's hash
 
@@ -366,7 +368,7 @@ def test_a_copy_without_its_history_is_told_its_commit(said, commit, monkeypatch
     def no_git(*_, **__):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr("dkdm_lab.runs.subprocess.run", no_git)
+    monkeypatch.setattr("dkdm_lab.system.provenance.subprocess.run", no_git)
     monkeypatch.delenv("DKDM_COMMIT", raising=False)
     if said is not None:
         monkeypatch.setenv("DKDM_COMMIT", said)
@@ -381,7 +383,7 @@ import json, os, resource, sys
 from pathlib import Path
 from dkdm_lab import presets
 from dkdm_lab.runs import Run
-from dkdm_lab.snapshots import Snapshots
+from dkdm_lab.snapshots import Checkpoints
 
 cache = Path(os.environ["DKDM_DATA_CACHE"])
 tiny = json.loads(sys.argv[1])
@@ -398,13 +400,13 @@ def attempt(what, **changes):
     said[what] = {"message": message, "folder": str(run.folder), "files": files}
 
 usual = resource.getrlimit(resource.RLIMIT_FSIZE)
-write = Snapshots.write
+write = Checkpoints.write
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, usual[1]))  # a student's weights have 300 kB
 attempt("checkpoint", checkpoint_every=5)
-Snapshots.write = lambda *arguments: None
+Checkpoints.write = lambda *arguments: None
 attempt("model")
 resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-Snapshots.write = write
+Checkpoints.write = write
 attempt("afterwards")
 
 os.environ["DKDM_DATA_CACHE"] = str(cache / "locked")

@@ -7,14 +7,15 @@ from threading import Event
 import pytest
 import torch
 
-from dkdm_lab import files, ledger, studies
-from dkdm_lab.__main__ import main
-from dkdm_lab.batch import BOOK
-from dkdm_lab.classifier import Classifier
-from dkdm_lab.files import alone
-from dkdm_lab.pipelines import Pipeline
-from dkdm_lab.studies import PARTS, SLIDES, STUDIES, Part, by_seed, cell, enter, entered, get
-from dkdm_lab.vae import LVAE
+from dkdm_lab.beyond.classifier import Classifier
+from dkdm_lab.beyond.vae import LVAE
+from dkdm_lab.cli import main
+from dkdm_lab.experiments import ledger, studies
+from dkdm_lab.experiments.studies import PARTS, SLIDES, STUDIES, Part, by_seed, cell, enter, entered, get
+from dkdm_lab.system import files
+from dkdm_lab.system.files import alone
+from dkdm_lab.system.paths import BOOK, results_dir
+from dkdm_lab.teachers.pipelines import Pipeline
 
 pytestmark = pytest.mark.usefixtures("yardstick")
 
@@ -228,7 +229,7 @@ def test_what_is_entered_is_looked_up_by_seed(book):
 
 
 def test_the_ledger_has_every_part_of_the_digits_for_three_seeds():
-    assert ledger.folder() == BOOK / "results"
+    assert results_dir() == BOOK / "results"
     for name in PARTS:
         results = entered("digits", name)
         assert [result["settings"]["seed"] for result in results] == [0, 1, 2], name

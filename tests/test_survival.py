@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dkdm_lab import networks, snapshots
-from dkdm_lab.data import GaussianMixture, NoisedImages
+from dkdm_lab import networks
+from dkdm_lab.data import GaussianMixture
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.pools import POOLS
-from dkdm_lab.snapshots import FORMAT, Snapshots
+from dkdm_lab.sources import NoisedImages
+from dkdm_lab.system import checkpoint
+from dkdm_lab.system.checkpoint import FORMAT, Checkpoints
 from dkdm_lab.training import History, Stopped, train
 
 SOURCES = ("data", *POOLS)
@@ -115,7 +117,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_never_was(name, tmp_path, rec
 
 def die(function, call):
     """Be killed at a call of one of the functions that write a checkpoint."""
-    real, count = getattr(snapshots, function), itertools.count(1)
+    real, count = getattr(checkpoint, function), itertools.count(1)
 
     def counting(*arguments):
         if next(count) == call:
@@ -124,7 +126,7 @@ def die(function, call):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments)
 
-    setattr(snapshots, function, counting)
+    setattr(checkpoint, function, counting)
 
 
 @pytest.mark.parametrize(
@@ -351,4 +353,4 @@ def test_the_last_few_are_kept(keep, tmp_path):
 
 def test_at_least_one_is_kept(tmp_path):
     with pytest.raises(ValueError, match="keep: found 0, expected at least 1"):
-        Snapshots(tmp_path, {}, keep=0)
+        Checkpoints(tmp_path, {}, keep=0)

@@ -6,8 +6,9 @@ The preset's own settings: 2,000 iterations of the preset `toy`, whose teacher i
 import pytest
 import torch
 
-from dkdm_lab import networks, presets
-from dkdm_lab.evaluation import energy_distance
+from dkdm_lab import networks
+from dkdm_lab.experiments import presets
+from dkdm_lab.metrics import energy_distance
 from dkdm_lab.pools import DynamicPool
 from dkdm_lab.training import train
 

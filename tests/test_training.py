@@ -9,9 +9,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.testing import assert_close
 
 from dkdm_lab import networks
-from dkdm_lab.data import NoisedImages, load_images
-from dkdm_lab.diffusion import Batch, Gaussian, GaussianDiffusion
+from dkdm_lab.data import load_images
+from dkdm_lab.diffusion import Gaussian, GaussianDiffusion
 from dkdm_lab.pools import POOLS
+from dkdm_lab.sources import Batch, NoisedImages
 from dkdm_lab.training import train
 
 SOURCES = ("data", *POOLS)

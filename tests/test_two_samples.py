@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment, linprog
 
 from dkdm_lab.data import load_images
-from dkdm_lab.evaluation import compare, digits_classifier, emd, mmd, nearest_neighbour, score
+from dkdm_lab.metrics import compare, digits_classifier, emd, mmd, nearest_neighbour, score
 
 
 def features(n, m, width=7, seed=0):

@@ -8,11 +8,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.testing import assert_close
 
-from dkdm_lab import vae as module
+from dkdm_lab.beyond import vae as module
+from dkdm_lab.beyond.vae import LVAE, distillation_loss, merge, negative_elbo, sample_vae, train_vae
 from dkdm_lab.data import load_images
 from dkdm_lab.diffusion import Gaussian
 from dkdm_lab.networks import read_model
-from dkdm_lab.vae import LVAE, distillation_loss, merge, negative_elbo, sample_vae, train_vae
 
 TINY = {"in_channels": 1, "sample_size": 8, "width": 4, "levels": 3, "latent_channels": 2}
 

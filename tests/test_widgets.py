@@ -5,7 +5,7 @@ import re
 import matplotlib.pyplot as plt
 import pytest
 
-from dkdm_lab.widgets import frames
+from dkdm_lab.notebook.explore import frames
 
 
 def figures(n):

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dkdm_lab import ledger, presets, timing
-from dkdm_lab.files import write_json
-from dkdm_lab.runs import Run
+from dkdm_lab.experiments import ledger, presets, speed
+from dkdm_lab.experiments.runs import Run
+from dkdm_lab.system.files import write_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -84,7 +84,7 @@ def test_what_the_ledger_has_is_not_made_again_but_what_others_need_of_it_is(tmp
 
 
 def test_a_shipped_teacher_is_no_job_of_its_own_for_others(monkeypatch, tmp_path):
-    monkeypatch.setattr("dkdm_lab.models.fingerprint", lambda name: "0" * 12)
+    monkeypatch.setattr("dkdm_lab.experiments.shipped_models.fingerprint", lambda name: "0" * 12)
     preset = presets.get("cifar16")
     jobs = by_name(window.window_1(preset, {}, (0,), 10_000, tmp_path))
     assert jobs["cifar16/dynamic-seed0-rho=1.0"].after == ()
@@ -143,23 +143,21 @@ def test_the_third_window_has_the_other_seeds_and_the_same_teacher(tmp_path):
     ("before", "step", "iterations"), [(0.0, 0.0625, 1200), (25.0, 0.0625, 800), (4.9, 0.25, 280)]
 )
 def test_what_comes_before_is_paid_in_iterations(before, step, iterations):
-    assert timing.iterations_within(75.0, before, step) == iterations
+    assert speed.iterations_within(75.0, before, step) == iterations
 
 
 def test_a_time_too_short_for_one_iteration_is_refused():
     with pytest.raises(ValueError, match="seconds: found 10, expected at least 12"):
-        timing.iterations_within(10.0, 11.0, 1.0)
+        speed.iterations_within(10.0, 11.0, 1.0)
 
 
 def test_the_measurement_has_an_entry_for_each_student(monkeypatch):
     seconds = {"dynamic": 0.05, "data-based": 0.02}
     before = {"dynamic": 5.0, "data-based": 0.0, "data-free": 25.0}
-    cost = lambda preset, method: timing.Cost(seconds[method], {}, None, 0)  # noqa: E731
-    monkeypatch.setattr(
-        timing, "training_cost", lambda p, m: cost(p, "data-based" if m == "data-free" else m)
-    )
-    monkeypatch.setattr(timing, "seconds_before", lambda preset, method: before[method])
-    monkeypatch.setattr("dkdm_lab.runs.provenance", dict)
+    cost = lambda preset, method: speed.Cost(seconds[method], {}, None, 0)  # noqa: E731
+    monkeypatch.setattr(speed, "training_cost", lambda p, m: cost(p, "data-based" if m == "data-free" else m))
+    monkeypatch.setattr(speed, "seconds_before", lambda preset, method: before[method])
+    monkeypatch.setattr("dkdm_lab.experiments.runs.provenance", dict)
     found = window.equal_time(SHORT, 75.0)["students"]
     assert {name: one["iterations"] for name, one in found.items()} == {
         "dynamic-seed0": 1400,
@@ -172,11 +170,11 @@ def test_the_measurement_has_an_entry_for_each_student(monkeypatch):
 
 def test_seconds_before_are_those_of_the_warm_up_or_the_images(monkeypatch):
     preset = presets.get("digits", batch_size=4, rho=0.05, synthetic_images=600)
-    assert timing.seconds_before(preset, "data-based") == 0
-    assert timing.seconds_before(preset, "iterative") >= 0
-    assert timing.seconds_before(preset, "dynamic") > 0
-    monkeypatch.setattr(timing, "sampling_seconds", lambda name, n, steps, repeats: 2.0)
-    assert timing.seconds_before(preset, "data-free") == 2.0 * 600 / 256
+    assert speed.seconds_before(preset, "data-based") == 0
+    assert speed.seconds_before(preset, "iterative") >= 0
+    assert speed.seconds_before(preset, "dynamic") > 0
+    monkeypatch.setattr(speed, "sampling_seconds", lambda name, n, steps, repeats: 2.0)
+    assert speed.seconds_before(preset, "data-free") == 2.0 * 600 / 256
 
 
 def test_the_ledger_ignores_iterations_where_students_have_the_same_time(tmp_path, monkeypatch, yardstick):

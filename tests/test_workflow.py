@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from dkdm_lab import ledger, paper, presets
-from dkdm_lab.__main__ import settings_of
+from dkdm_lab.cli import settings_of
+from dkdm_lab.experiments import paper, presets
+from dkdm_lab.experiments.runs import METHODS
 from dkdm_lab.networks import NETWORKS
-from dkdm_lab.runs import METHODS
+from dkdm_lab.system.paths import results_dir
 
 ROOT = Path(__file__).parents[1]
 TINY = "batch_size=16,iterations=20,curve=1,steps=5,samples=50,synthetic_images=40,synthetic_steps=5"
@@ -80,7 +81,7 @@ def sweep(tmp_path, cache, yardstick, monkeypatch):
 def result(method):
     """Where the toy's result of a method will lie."""
     (run,) = [run for run, _ in TOY.values() if run.method == method]
-    return ledger.folder() / "toy" / f"{run.name}.json"
+    return results_dir() / "toy" / f"{run.name}.json"
 
 
 def test_a_dry_run_prints_the_graph_and_makes_nothing(sweep):
@@ -90,7 +91,7 @@ def test_a_dry_run_prints_the_graph_and_makes_nothing(sweep):
     assert re.search(rf"^run +{len(METHODS)}$", output, re.MULTILINE)
     for method in METHODS:
         assert result(method).name in output
-    assert not ledger.folder().exists() or not any(ledger.folder().rglob("*.json"))
+    assert not results_dir().exists() or not any(results_dir().rglob("*.json"))
 
 
 def test_a_kill_loses_nothing_that_was_finished(sweep):

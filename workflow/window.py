@@ -64,7 +64,7 @@ TINY = {
 def pack_data(images: np.ndarray, weights: Path, out: Path, part: int = PART) -> dict:
     """Write images (uint8 ``[N, H, W, 3]``) and a file of float32 weights to a new folder, without loss, in
     files of at most ``part`` bytes; returns the manifest. ValueError where ``out`` holds anything."""
-    from dkdm_lab.files import whole_folder, write_json
+    from dkdm_lab.system.files import whole_folder, write_json
 
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: found files there, expected an empty or a new folder")
@@ -170,8 +170,8 @@ def _digest(data) -> str:
 
 def place_data(folder: Path) -> None:
     """Unpack into data_cache what is not there yet."""
-    from dkdm_lab.data import cache_dir
-    from dkdm_lab.files import whole
+    from dkdm_lab.system.files import whole
+    from dkdm_lab.system.paths import cache_dir
 
     images = cache_dir() / "cifar10" / "train.npz"
     if images.is_file() and (cache_dir() / _manifest(folder)["weights"]["name"]).is_file():
@@ -248,7 +248,7 @@ def _train(run, *options: str) -> tuple[str, ...]:
 def window_1(preset, have: Mapping[str, dict], seeds: Iterable[int], samples: int, out: Path) -> list[Job]:
     """What the ledger of ``cifar16`` misses, then the same on so many samples, then the cost of a step at
     ``cifar10``, with its pool at a hundredth, which is filled anew for each row."""
-    from dkdm_lab import paper
+    from dkdm_lab.experiments import paper
 
     jobs = []
     for each in (preset, preset.replace(samples=samples)):
@@ -271,8 +271,8 @@ def window_2(
 ) -> list[Job]:
     """The teacher of ``cifar10-short`` and, measured, how many iterations each student has in the same time;
     or with the plan that this leaves, the students, and FID' where it is looked up."""
-    from dkdm_lab import paper
-    from dkdm_lab.runs import Run
+    from dkdm_lab.experiments import paper
+    from dkdm_lab.experiments.runs import Run
 
     sweep = paper.sweep(preset, tuple(seeds)).values()
     if plan is None:
@@ -292,7 +292,7 @@ def window_2(
 
 def publication(preset, models: Path) -> Job:
     """Put the finished teacher of ``cifar10-short`` into a folder, in 16 bits with its card."""
-    from dkdm_lab.runs import Run
+    from dkdm_lab.experiments.runs import Run
 
     teacher = Run(preset, "teacher", preset.teacher_seed)
     command = ("-m", "dkdm_lab", "publish", *_train(teacher)[3:], "--out", str(models / TEACHER))
@@ -302,23 +302,23 @@ def publication(preset, models: Path) -> Job:
 def equal_time(preset, seconds: float) -> dict:
     """Measure what each student of a preset costs here, before its first iteration and in each, and so how
     many it has in so many seconds. Compiling and scoring do not count."""
-    from dkdm_lab import paper, timing
-    from dkdm_lab.runs import provenance
+    from dkdm_lab.experiments import paper, speed
+    from dkdm_lab.system.provenance import provenance
 
     students, plain = {}, None
     for run, _ in paper.sweep(preset, (0,)).values():
         if run.method in ("teacher", "synthetic"):
             continue
         if run.method in ("data-based", "data-free"):  # the same step
-            plain = plain or timing.training_cost(run.preset, run.method).seconds
+            plain = plain or speed.training_cost(run.preset, run.method).seconds
             step = plain
         else:
-            step = timing.training_cost(run.preset, run.method).seconds
-        before = timing.seconds_before(run.preset, run.method)
+            step = speed.training_cost(run.preset, run.method).seconds
+        before = speed.seconds_before(run.preset, run.method)
         students[_label(run)] = {
             "before": before,
             "step": step,
-            "iterations": timing.iterations_within(seconds, before, step),
+            "iterations": speed.iterations_within(seconds, before, step),
         }
         print(f"{_label(run)}: {students[_label(run)]}", flush=True)
     return {"preset": preset.name, "seconds": seconds, "students": students, "made_with": provenance()}
@@ -329,14 +329,14 @@ PLAN = "equal-time-cifar10-short"
 
 def _label(run) -> str:
     """A student's name for all seeds."""
-    from dkdm_lab.runs import Run
+    from dkdm_lab.experiments.runs import Run
 
     return Run(run.preset, run.method, 0).name
 
 
 def _changes(preset) -> dict:
     """In what a preset differs from its own entry."""
-    from dkdm_lab.presets import PRESETS
+    from dkdm_lab.experiments.presets import PRESETS
 
     own = dataclasses.asdict(PRESETS[preset.name])
     return {name: value for name, value in dataclasses.asdict(preset).items() if value != own[name]}
@@ -436,15 +436,15 @@ def window(options: argparse.Namespace) -> int:
     """One window, from the data to what goes home; 0 if all of it is made, else 75: call again."""
     clock = Clock(options.minutes)
     unpacking = subprocess.Popen([sys.executable, __file__, "unpack", str(options.data)])  # while torch loads
-    from dkdm_lab import ledger, presets
-    from dkdm_lab.data import cache_dir
+    from dkdm_lab.experiments import presets
+    from dkdm_lab.system.paths import cache_dir, results_dir
 
     if unpacking.wait():
         return 1
     clock.say("the data are there")
     work = cache_dir() / ("rehearsal" if options.tiny else "window")
     results, models, logs = work / "results", work / "models", work / "logs"
-    os.environ["DKDM_LEDGER"], book = str(results), ledger.folder()
+    os.environ["DKDM_LEDGER"], book = str(results), results_dir()
     if options.resume and (options.resume / "pack").is_dir():
         subprocess.run(
             [sys.executable, "-m", "dkdm_lab", "unpack", str(options.resume / "pack")], cwd=ROOT, check=True
@@ -487,7 +487,7 @@ def window(options: argparse.Namespace) -> int:
 def gather(work: Path, out: Path, name: str = "results") -> None:
     """What goes home so far, in two files: results and logs, and the published model. name: of the first; a
     rehearsal's is not one that :func:`take` looks for."""
-    from dkdm_lab.files import whole
+    from dkdm_lab.system.files import whole
 
     for file, folders in ((f"{name}.tar", ("results", "logs")), ("models.tar", ("models",))):
         found = [f for folder in folders for f in sorted((work / folder).rglob("*")) if f.is_file()]
@@ -501,7 +501,7 @@ def gather(work: Path, out: Path, name: str = "results") -> None:
 def carry(preset: str, out: Path, clock: Clock) -> None:
     """A pack of what the next lease's students stand on: the teacher and its images, finished or under way.
     One that would be too large to go home is left out."""
-    from dkdm_lab import packing
+    from dkdm_lab.experiments import packing
 
     pack = out / "pack"
     shutil.rmtree(pack, ignore_errors=True)
@@ -518,7 +518,7 @@ def carry(preset: str, out: Path, clock: Clock) -> None:
 def take(out: Path, book: Path, replace: bool = False) -> list[str]:
     """Put a window's results and models into book/; returns what was written. ValueError, before anything is
     written, where other files lie in their place and they are not to be replaced."""
-    from dkdm_lab.files import whole
+    from dkdm_lab.system.files import whole
 
     if not (out / "results.tar").is_file():
         raise ValueError(f"{out}: found no results.tar, expected what a window left there")
@@ -540,7 +540,7 @@ def take(out: Path, book: Path, replace: bool = False) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from dkdm_lab.__main__ import list_of, minutes, setting
+    from dkdm_lab.cli import list_of, minutes, setting
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -575,7 +575,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "data":
             from dkdm_lab.data import load_images
-            from dkdm_lab.evaluation import inception_weights
+            from dkdm_lab.metrics import inception_weights
 
             images = load_images("cifar10").permute(0, 2, 3, 1).numpy()
             for part in pack_data(images, inception_weights(), options.out)["parts"]:
@@ -583,8 +583,8 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "unpack":
             place_data(options.data)
         elif options.command == "equal-time":
-            from dkdm_lab import presets
-            from dkdm_lab.files import write_json
+            from dkdm_lab.experiments import presets
+            from dkdm_lab.system.files import write_json
 
             preset = presets.get("cifar10-short", **dict(options.settings))
             write_json(options.out, equal_time(preset, options.seconds))

@@ -1,0 +1,1 @@
+"""Beyond the paper: the slides' VAE, classifier and synthesis, and small autoencoders."""

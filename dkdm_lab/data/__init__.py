@@ -1,0 +1,37 @@
+"""Images, labels, and distributions whose truth is known."""
+
+from dkdm_lab.data.images import (
+    DATASETS,
+    DataSet,
+    content_hash,
+    load_images,
+    load_labels,
+    mix,
+    shuffled,
+    to_model,
+    to_uint8,
+)
+from dkdm_lab.data.toy import (
+    ExactDenoiser,
+    GaussianMixture,
+    LowRankGaussian,
+    LowRankGaussianDenoiser,
+    MixtureDenoiser,
+)
+
+__all__ = [
+    "DATASETS",
+    "DataSet",
+    "ExactDenoiser",
+    "GaussianMixture",
+    "LowRankGaussian",
+    "LowRankGaussianDenoiser",
+    "MixtureDenoiser",
+    "content_hash",
+    "load_images",
+    "load_labels",
+    "mix",
+    "shuffled",
+    "to_model",
+    "to_uint8",
+]

@@ -1,0 +1,431 @@
+"""The hyperparameter tables as data: one preset a data set, every value with the table it comes from.
+
+The paper does not train its pixel-space teachers; it takes those of Ning et al. The values of a
+teacher's own training are therefore ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from dkdm_lab.diffusion import GaussianDiffusion
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything that decides an experiment but the method and the seed."""
+
+    name: str
+    data: str  # what `data.load_images` takes, or "toy"
+    schedule: str  # "cosine", "linear" or "scaled_linear"
+    T: int
+    clip: bool  # clamp x_0 to [-1, 1] in reverse steps
+    batch_size: int
+
+    teacher: str  # a network's name; "exact" for the toy's closed form
+    teacher_iterations: int
+    teacher_lr: float
+    teacher_ema: float
+
+    student: str
+    iterations: int
+    lr: float
+    ema: float
+
+    rho: float  # Algorithm 1: |B+| = rho * T * batch_size
+    synthetic_images: int  # Table 4: what data-free training generates
+    synthetic_steps: int
+
+    steps: int  # sampling steps of every evaluation
+    samples: int  # N of every evaluation
+    warmup: str = "harvest"  # the shuffle denoise; the paper's is "full"
+    stride: int = 1  # by how many steps a turn moves the dynamic pool's samples; the paper's is 1
+    variance: str | None = None  # of the pools' long moves: see moves.VARIANCES; None as the pool says
+    storage: str = "float32"  # how the dynamic pool's samples rest: see pools.STORAGES
+    discard: float = 0.0  # Sec. 11
+    curve: int = 4  # evaluations over a training, evenly spaced, the last at its end; 0 for none
+    curve_samples: int | None = None  # N of those before the last, by FID alone; None for `samples`
+    checkpoint_every: int = 1000
+    mixed_precision: str = "no"
+    compile: str | None = None  # a mode of torch.compile for the networks; see training.train
+    flip: bool = False  # mirror real and synthetic training images at random, as ADM does
+    real_fraction: float = 0.2  # Sec. 4.1, data-limited training: the share of real images
+    early_stop: bool = False  # Table 6: report and keep the best point of the curve, not the last
+    reference_images: int | None = None  # evaluate against the first so many; None for the whole train set
+    sampler: str = "ddpm"  # of every evaluation and synthetic set; "ddim" in latent space
+    # A pretrained teacher, with the VAE of its latents: a folder, a Hub id, or a model's name in book/models
+    pipeline: str | None = None
+    teacher_seed: int | None = None  # one teacher and one synthetic set for all seeds; None for one per seed
+    autoencoder: str | None = None  # one to be trained here, by name: everything happens in its latents
+    classes: int | None = None  # how many labels a class-conditional teacher takes; the next one is for none
+    guidance: float = 1.0  # of a class-conditional teacher while pools move
+    sample_guidance: float = 3.0  # of the second evaluation of a class-conditional model, beside that without
+    equal_time: bool = False  # its students have the same time, so their numbers of iterations differ
+    live: dict = field(default_factory=dict, hash=False)  # what `make book` changes, to fit its time
+
+    def replace(self, **changes) -> Preset:
+        """This preset with other values; ValueError for a name it does not have."""
+        known = {f.name for f in dataclasses.fields(self)} - {"name", "live"}
+        unknown = sorted(set(changes) - known)
+        if unknown:
+            raise ValueError(
+                f"preset {self.name}: found no setting {unknown[0]!r}, expected one of {sorted(known)}"
+            )
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def metric(self) -> str:
+        """The name of the score that decides, as results hold it."""
+        return {"toy": "energy-distance", "digits": "digits-FID"}.get(self.data, "FID")
+
+    @property
+    def features(self) -> str:
+        """What judges the samples: ``inception``, or ``digits`` for those."""
+        return "digits" if self.data == "digits" else "inception"
+
+    @property
+    def curve_metric(self) -> str:
+        """The name of the score that decides on the way, in a training's curve."""
+        return self.metric if self.curve_samples is None else f"{self.metric}@{self.curve_samples}"
+
+    def diffusion(self) -> GaussianDiffusion:
+        """The preset's forward process."""
+        return getattr(GaussianDiffusion, self.schedule)(self.T, clip=self.clip)
+
+
+_DIGITS = Preset(
+    name="digits",  # scikit-learn's 1,797 real digits, 8x8
+    data="digits",
+    schedule="cosine",
+    T=100,
+    clip=True,
+    batch_size=128,
+    teacher="digits-teacher",
+    teacher_iterations=2000,
+    teacher_lr=5e-4,
+    teacher_ema=0.999,
+    student="digits-student",
+    iterations=1500,
+    lr=1e-3,
+    ema=0.999,
+    rho=0.4,
+    synthetic_images=1797,  # as many as the data set, as in Table 4
+    synthetic_steps=100,
+    steps=50,
+    samples=2000,
+    curve=5,
+    variance="stretched",  # as the ledger's pools were filled and moved
+    live={
+        "pipeline": "digits-teacher",
+        "teacher_seed": 0,
+        "batch_size": 64,
+        "teacher_iterations": 450,  # of chapter 2's, which trains one itself
+        "iterations": 350,
+        "steps": 25,
+        "samples": 300,
+        "curve": 3,
+        "synthetic_images": 600,
+    },
+)
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="toy",  # 8 Gaussians on a circle; the teacher is exact
+            data="toy",
+            schedule="cosine",
+            T=100,
+            clip=False,  # the plane has no pixel range
+            batch_size=256,
+            teacher="exact",
+            teacher_iterations=0,
+            teacher_lr=0.0,
+            teacher_ema=0.0,
+            student="toy-student",
+            iterations=2000,
+            lr=3e-3,
+            ema=0.99,
+            rho=0.4,
+            synthetic_images=2000,
+            synthetic_steps=100,
+            steps=50,
+            samples=4000,
+            live={"iterations": 600, "samples": 1000, "curve": 3},
+        ),
+        _DIGITS,
+        # For studies of the pool itself, chapters 6 and 12: many small runs, each scored once, whose students
+        # have teachers of one making, so that only the pool differs.
+        dataclasses.replace(
+            _DIGITS,
+            name="digits-pools",
+            batch_size=64,
+            teacher_iterations=1500,
+            iterations=1000,
+            curve=1,
+            live={},
+        ),
+        Preset(
+            name="digits-latent",  # the digits in the 3 x 4 x 4 latents of a small VQ autoencoder
+            data="digits",
+            schedule="scaled_linear",
+            T=100,
+            clip=False,  # latents have no range
+            batch_size=64,
+            teacher="latent-teacher",
+            teacher_iterations=2000,
+            teacher_lr=1e-3,
+            teacher_ema=0.999,
+            student="latent-student",
+            iterations=1000,
+            lr=2e-3,
+            ema=0.995,
+            rho=0.4,
+            synthetic_images=1797,
+            synthetic_steps=50,
+            steps=50,
+            samples=1000,
+            curve=1,
+            variance="small",  # as the ledger's pools were filled
+            sampler="ddim",
+            autoencoder="digits-vq",
+            live={
+                "pipeline": "digits-latent-teacher",
+                "teacher_seed": 0,
+                "iterations": 300,
+                "steps": 25,
+                "samples": 300,
+                "synthetic_images": 600,
+            },
+        ),
+        Preset(
+            name="digits-classes",  # the digits with their labels
+            data="digits",
+            schedule="cosine",
+            T=100,
+            clip=True,
+            batch_size=64,
+            teacher="digits-classes-teacher",
+            teacher_iterations=1500,
+            teacher_lr=5e-4,
+            teacher_ema=0.999,
+            student="digits-classes-student",
+            iterations=1000,
+            lr=1e-3,
+            ema=0.999,
+            rho=0.4,
+            synthetic_images=1797,
+            synthetic_steps=100,
+            steps=50,
+            samples=1000,
+            curve=1,
+            variance="stretched",  # as the ledger's pools were filled
+            classes=10,
+            live={
+                "pipeline": "digits-classes-teacher",
+                "teacher_seed": 0,
+                "iterations": 220,
+                "steps": 25,
+                "samples": 200,
+                "synthetic_images": 600,
+            },
+        ),
+        Preset(
+            name="fashion",  # Fashion-MNIST, padded to 32x32: meant for Table 2 and Fig. 4 in a GPU's hour
+            data="fashion",
+            schedule="cosine",
+            T=1000,
+            clip=True,
+            batch_size=128,
+            teacher="fashion-teacher",
+            teacher_iterations=1000,
+            teacher_lr=4e-4,
+            teacher_ema=0.999,
+            student="fashion-student",
+            iterations=600,
+            lr=1e-3,
+            ema=0.995,
+            rho=0.4,
+            synthetic_images=10_000,
+            synthetic_steps=25,
+            steps=50,
+            samples=2000,
+            curve=3,
+            variance="stretched",  # as the ledger's pools were filled
+            mixed_precision="bf16",
+            reference_images=10_000,
+        ),
+        Preset(
+            # CIFAR-10 at 16x16: natural images, and the paper's process, in hours of two cores. One teacher
+            # for all seeds, as in the paper: the one in book/models.
+            name="cifar16",
+            data="cifar16",
+            schedule="cosine",  # Table 6
+            T=1000,  # Table 6
+            clip=True,
+            batch_size=64,
+            teacher="cifar16-teacher",
+            teacher_iterations=10_000,
+            teacher_lr=8e-4,
+            teacher_ema=0.9995,
+            student="cifar16-student",
+            iterations=2000,
+            lr=1e-3,
+            ema=0.998,
+            rho=0.4,  # Table 6
+            synthetic_images=10_000,
+            synthetic_steps=50,
+            steps=50,  # Sec. 4.1
+            samples=2500,
+            curve=3,
+            curve_samples=500,
+            flip=True,  # Sec. 8.1: as ADM
+            reference_images=10_000,
+            pipeline="cifar16-teacher",
+            teacher_seed=0,
+        ),
+        Preset(
+            # CIFAR-10 at its own size in two windows of ten minutes of a GPU, the compiling included.
+            name="cifar10-short",
+            data="cifar10",
+            schedule="cosine",  # Table 6
+            T=1000,  # Table 6
+            clip=True,
+            batch_size=128,  # Table 6
+            teacher="cifar10-6m",
+            teacher_iterations=6000,
+            teacher_lr=4e-4,
+            teacher_ema=0.999,
+            student="cifar10-2m",
+            iterations=2000,
+            lr=1e-3,
+            ema=0.998,
+            rho=0.4,  # Table 6
+            synthetic_images=10_000,
+            synthetic_steps=50,
+            steps=50,  # Sec. 4.1
+            samples=10_000,
+            curve=1,
+            mixed_precision="bf16",
+            compile="default",
+            flip=True,  # Sec. 8.1: as ADM
+            reference_images=10_000,
+            teacher_seed=0,
+            equal_time=True,  # workflow/window.py chooses their iterations
+        ),
+        Preset(
+            name="cifar10",
+            data="cifar10",
+            schedule="cosine",  # Table 6
+            T=1000,  # Table 6
+            clip=True,
+            batch_size=128,  # Table 6
+            teacher="cnn-57m",  # Table 6
+            teacher_iterations=450_000,
+            teacher_lr=1e-4,
+            teacher_ema=0.9999,
+            student="cnn-14m",  # Table 6
+            iterations=200_000,  # Table 6, with early stopping
+            lr=1e-4,  # Table 6
+            ema=0.9999,  # the authors' configuration
+            rho=0.4,  # Table 6
+            synthetic_images=50_000,  # Table 4
+            synthetic_steps=1000,  # Table 4: IDDPM-1000
+            steps=50,  # Sec. 4.1
+            samples=50_000,  # Sec. 4.1
+            curve=20,
+            mixed_precision="fp16",  # Sec. 8.1
+            flip=True,  # Sec. 8.1: as ADM
+            early_stop=True,  # Table 6
+        ),
+        Preset(
+            name="celeba64",
+            data="celeba64",
+            schedule="cosine",  # Table 6
+            T=1000,  # Table 6
+            clip=True,
+            batch_size=256,  # Table 6
+            teacher="celeba-295m",  # Table 6
+            teacher_iterations=450_000,
+            teacher_lr=1e-4,
+            teacher_ema=0.9999,
+            student="celeba-57m",  # Table 6
+            iterations=100_000,  # Table 6, with early stopping
+            lr=1e-4,  # Table 6
+            ema=0.9999,  # the authors' configuration
+            rho=0.4,  # Table 6
+            synthetic_images=202_599,  # Table 4
+            synthetic_steps=100,  # Table 4: IDDPM-100
+            steps=50,  # Sec. 4.1
+            samples=50_000,  # Sec. 4.1
+            curve=10,
+            mixed_precision="fp16",  # Sec. 8.1
+            flip=True,  # Sec. 8.1: as ADM
+            early_stop=True,  # Table 6
+        ),
+        Preset(
+            name="imagenet32",
+            data="imagenet32",
+            schedule="cosine",  # Table 6
+            T=1000,  # Table 6
+            clip=True,
+            batch_size=512,  # Table 6
+            teacher="cnn-57m",  # Table 6
+            teacher_iterations=1_000_000,
+            teacher_lr=1e-4,
+            teacher_ema=0.9999,
+            student="cnn-14m",  # Table 6
+            iterations=500_000,  # Table 6, without early stopping
+            lr=1e-4,  # Table 6
+            ema=0.9999,  # the authors' configuration
+            rho=0.4,  # Table 6
+            synthetic_images=1_281_167,  # Table 4
+            synthetic_steps=100,  # Table 4: IDDPM-100
+            steps=50,  # Sec. 4.1
+            samples=50_000,  # Sec. 4.1
+            curve=20,
+            mixed_precision="fp16",  # Sec. 8.1
+            flip=True,  # Sec. 8.1: as ADM
+        ),
+        *(
+            Preset(
+                name=name,
+                data=name,
+                schedule="scaled_linear",  # Table 7: linear, as LDM's code calls this one
+                T=1000,  # Table 7
+                clip=False,  # latents have no range
+                batch_size=batch_size,
+                teacher="ldm-274m",  # Table 7
+                teacher_iterations=0,  # it is read
+                teacher_lr=0.0,
+                teacher_ema=0.0,
+                student="ldm-86m",  # Table 7
+                iterations=iterations,
+                lr=lr,
+                ema=0.9999,  # the authors' configuration
+                rho=4.0,  # Table 7
+                synthetic_images=images,  # Table 4
+                synthetic_steps=100,  # Table 4: DDIM-100
+                steps=200,  # Sec. 4.1
+                samples=50_000,  # Sec. 4.1
+                curve=10,
+                sampler="ddim",  # Sec. 4.1
+                pipeline=pipeline,
+            )
+            # batch size, iterations and learning rate of Table 7, images of Table 4
+            for name, batch_size, iterations, lr, images, pipeline in (
+                ("celebahq256", 48, 410_000, 9.6e-5, 25_000, "CompVis/ldm-celebahq-256"),
+                ("ffhq256", 42, 640_000, 8.4e-5, 60_000, "ldm-ffhq256/model.ckpt"),
+            )
+        ),
+    )
+}
+
+
+def get(name: str, live: bool = False, **changes) -> Preset:
+    """A preset by name; ``live`` applies its cuts for `make book`, ``changes`` come last."""
+    if name not in PRESETS:
+        raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}")
+    preset = PRESETS[name]
+    return preset.replace(**{**(preset.live if live else {}), **changes})

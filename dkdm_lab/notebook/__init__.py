@@ -1,0 +1,1 @@
+"""The book: its chapters executed, and pictures that move."""

@@ -1,0 +1,121 @@
+"""A budget of minutes: work that ends by itself in time, saved, and goes on in the next call.
+
+    with budget(minutes=10) as spent:
+        ...  # a training leaves after the step under way, once it is saved
+    spent.kept  # whether something was saved in it that the next call need not make again
+
+What runs long asks :func:`over` or :func:`check` wherever it can leave. Without a budget both say no.
+"""
+
+from __future__ import annotations
+
+# No torch here: a command sets its deadline before the seconds that torch takes to load.
+import contextlib
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
+# The exit code of a command whose budget ended before its work: the system's EX_TEMPFAIL, "call again".
+CALL_AGAIN = 75
+
+
+class Stopped(KeyboardInterrupt):
+    """Work that was asked to stop, by Ctrl-C, a notebook's stop button or a scheduler."""
+
+
+class OutOfTime(Stopped):
+    """Work that its budget of minutes ended; what was saved stays, and the same call goes on from there."""
+
+
+@dataclass
+class Budget:
+    """One that runs: its minutes, when it ends on the clock, and whether something was saved in it."""
+
+    minutes: float
+    deadline: float
+    kept: bool = False
+
+    def __str__(self) -> str:
+        return f"the budget of {self.minutes:g} minute{'s' * (self.minutes != 1)} is used up"
+
+
+_running: list[Budget] = []
+now = time.monotonic
+
+
+def minutes_of(value) -> float:
+    """A budget's minutes, from a number or a text; ValueError for what is no finite number above 0."""
+    try:
+        minutes = float(value)
+    except (TypeError, ValueError):
+        minutes = math.nan
+    if not (math.isfinite(minutes) and minutes > 0):
+        raise ValueError(f"minutes: found {value!r}, expected a finite number above 0")
+    return minutes
+
+
+@contextlib.contextmanager
+def budget(minutes: float | None) -> Iterator[Budget]:
+    """A budget for what happens inside, in minutes from here; None for none. Yields it.
+
+    Errors: ValueError for minutes that are no finite number above 0. Inside: :class:`OutOfTime`.
+    """
+    minutes = math.inf if minutes is None else minutes_of(minutes)
+    _running.append(Budget(minutes, now() + 60 * minutes))
+    try:
+        yield _running[-1]
+    finally:
+        _running.pop()
+
+
+def left() -> float:
+    """The seconds that are left, 0 at the least; infinite without a budget."""
+    return max(0.0, min((b.deadline for b in _running), default=math.inf) - now())
+
+
+def over() -> bool:
+    """Whether the time is used up."""
+    return left() == 0
+
+
+def used_up() -> str:
+    """A sentence about the budget that ends first."""
+    return str(min(_running, key=lambda b: b.deadline))
+
+
+def kept() -> None:
+    """Note that something was saved which the next call need not make again."""
+    for each in _running:
+        each.kept = True
+
+
+def check(seconds: float = 0.0) -> None:
+    """Leave here, by :class:`OutOfTime`, if fewer than so many seconds are left; or none.
+
+    Where several ranks work together nobody leaves alone: they agree between two steps of the training.
+    """
+    if left() > seconds:
+        return
+    from dkdm_lab.system import distributed  # which loads torch
+
+    if distributed.world_size() == 1:
+        raise OutOfTime(f"{used_up()}; what was saved before stays, the same command goes on from there")
+
+
+def between_steps(level: int, _x) -> None:
+    """A sampler's callback that leaves where time is over; not after the last step, for then all is there."""
+    if level >= 0:
+        check()
+
+
+def each(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, as long as there is time for one more that takes as long as the last one did."""
+    took = 0.0
+    for item in items:
+        check(took)
+        started = now()
+        yield item
+        took = now() - started
