@@ -75,8 +75,8 @@ def train(
     min(ema, (1 + step) / (10 + step)). mixed_precision: accelerate's, 'no', 'bf16' or 'fp16'. compile: a mode
     of `torch.compile` for the student, a pool's teacher and what the callback is given.
     callback: called as ``callback(iteration, averaged_student, history)`` after each iteration listed in
-    ``callback_at``. checkpoint: a folder of :class:`~dkdm_lab.system.checkpoint.Checkpoints`, of which the last
-    ``keep`` stay. What lies there is resumed, on a CPU to the last bit; it is written every
+    ``callback_at``. checkpoint: a folder of :class:`~dkdm_lab.system.checkpoint.Checkpoints`, of which the
+    last ``keep`` stay. What lies there is resumed, on a CPU to the last bit; it is written every
     ``checkpoint_every`` iterations, before each callback, and when the training is asked to stop.
 
     Under `accelerate launch` each rank calls this with a source of its own, whose batches are its share of

@@ -33,7 +33,7 @@ class Checkpoint:
     """One that was read: its iteration, how many ranks wrote it, what they shared, and where it lies."""
 
     iteration: int
-    distributed: int
+    ranks: int
     shared: dict
     folder: Path
 

@@ -1,4 +1,4 @@
-"""A stopwatch for the sections of a training step. It runs only where someone reads it, see :mod:`dkdm_lab.experiments.speed`."""
+"""A stopwatch for the sections of a training step, for `dkdm_lab.experiments.speed`; else it does not run."""
 
 from __future__ import annotations
 
