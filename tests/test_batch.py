@@ -67,7 +67,7 @@ def test_a_setting_of_the_preset_reaches_the_chapters_as_a_change(book):
 
 
 def test_another_presets_finished_runs_are_entered_into_the_ledger(book, tmp_path, monkeypatch, yardstick):
-    monkeypatch.setattr(ledger, "folder", lambda: tmp_path / "results")
+    monkeypatch.setenv("DKDM_LEDGER", str(tmp_path / "results"))
     changes = {"iterations": 2, "batch_size": 16, "curve": 1, "steps": 2, "samples": 20, "rho": 0.05}
     run = Run(presets.get("toy", **changes), "dynamic")
     run.result(progress=False)
@@ -157,7 +157,7 @@ def test_the_command_line_says_what_is_wrong(arguments, message, capsys):
 
 
 LONG = """# %%
-from dkdm_lab import presets, runs
+from dkdm_lab.experiments import presets, runs
 long = presets.get("toy", iterations=10**6, checkpoint_every=10**6, curve=1)
 runs.Run(long, "dynamic").result(progress=False)
 """

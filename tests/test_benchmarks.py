@@ -99,7 +99,7 @@ def test_the_energy_that_moves_leave_is_printed_by_method(capsys, tmp_path):
     sizes = ["--T", "20", "--s2", "0.25", "--strides", "4", "--dimensions", "64", "--samples", "64"]
     benchmark("moves").main([*sizes, "--out", str(out)])
     rows = rows_of(capsys.readouterr().out)
-    names = ["small", "small", "large", "analytic", "ddim", "learned"]
+    names = ["small", "small", "large", "analytic", "ddim", "learned", "stretched"]
     assert [row["variance"] for row in rows[::2]] == names
     turned = {row["variance"]: row["turned"] for row in json.loads(out.read_text())["results"][1:]}
     assert turned["small"][1] < 0.75 and turned["large"][1] > 1.25

@@ -13,7 +13,7 @@ from dkdm_lab.experiments.presets import PRESETS
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """An empty ledger, and a function that puts a result of preset digits into it."""
-    monkeypatch.setattr(ledger, "folder", lambda: tmp_path)
+    monkeypatch.setenv("DKDM_LEDGER", str(tmp_path))
     (tmp_path / "digits").mkdir()
 
     def put(method, seed, fid, **others):

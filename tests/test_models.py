@@ -155,7 +155,7 @@ def test_one_teacher_and_one_synthetic_set_serve_all_seeds(box):
 
 
 def test_a_run_keeps_samples_to_look_at(box, tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger, "folder", lambda: tmp_path / "results")
+    monkeypatch.setenv("DKDM_LEDGER", str(tmp_path / "results"))
     run = digits("dynamic", **BOXED)
     ledger.enter(run)
     where = {k: v for k, v in {**TINY, **BOXED}.items() if k in run.settings}

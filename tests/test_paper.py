@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dkdm_lab.experiments import ledger, paper
+from dkdm_lab.experiments import paper
 from dkdm_lab.experiments.paper import CLAIMS, NUMBERS, VERDICTS, Claim
 from dkdm_lab.experiments.presets import PRESETS
 from dkdm_lab.networks import NETWORKS
@@ -99,7 +99,7 @@ def test_a_verdict_counts_seeds(ratios, verdict):
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """An empty ledger, and a function that enters a score of preset digits, or of another."""
-    monkeypatch.setattr(ledger, "folder", lambda: tmp_path)
+    monkeypatch.setenv("DKDM_LEDGER", str(tmp_path))
 
     def put(method, seed, fid, prime=None, curve=(), preset="digits", **others):
         own = dataclasses.asdict(PRESETS[preset])

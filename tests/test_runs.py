@@ -39,8 +39,8 @@ def weights(run):
 WAITS = """
 import sys, time
 from pathlib import Path
-from dkdm_lab import presets, runs
-from dkdm_lab.runs import Run
+from dkdm_lab.experiments import presets, runs
+from dkdm_lab.experiments.runs import Run
 execute = Run._execute
 def slowly(self, progress):
     with open(sys.argv[1], "a") as log:
@@ -381,9 +381,9 @@ def test_a_copy_without_its_history_is_told_its_commit(said, commit, monkeypatch
 REFUSED = """
 import json, os, resource, sys
 from pathlib import Path
-from dkdm_lab import presets
-from dkdm_lab.runs import Run
-from dkdm_lab.snapshots import Checkpoints
+from dkdm_lab.experiments import presets
+from dkdm_lab.experiments.runs import Run
+from dkdm_lab.system.checkpoint import Checkpoints
 
 cache = Path(os.environ["DKDM_DATA_CACHE"])
 tiny = json.loads(sys.argv[1])

@@ -39,7 +39,7 @@ def tiny(name, seed=0, **changes):
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """A ledger of its own."""
-    monkeypatch.setattr(ledger, "folder", lambda: tmp_path / "results")
+    monkeypatch.setenv("DKDM_LEDGER", str(tmp_path / "results"))
     return tmp_path / "results"
 
 
