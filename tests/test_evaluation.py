@@ -20,6 +20,7 @@ from dkdm_lab.metrics import (
     energy_distance,
     score,
 )
+from dkdm_lab.metrics.digits import _train_classifier
 from dkdm_lab.system.paths import cache_dir
 
 REAL = cache_dir()  # the user's own, before each test gets an empty one
@@ -325,7 +326,7 @@ def test_the_classifier_is_always_the_same(cache, monkeypatch):
     hashes = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        digits._train_classifier(cache / "digits-classifier.pt", epochs=1)
+        _train_classifier(cache / "digits-classifier.pt", epochs=1)
         hashes.append(metrics.digits_classifier_hash())
     assert hashes[0] == hashes[1]
     assert len(hashes[0]) == 12

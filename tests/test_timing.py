@@ -4,7 +4,6 @@ import pytest
 
 from dkdm_lab import networks
 from dkdm_lab.experiments import presets, speed
-from dkdm_lab.networks import denoiser
 from dkdm_lab.system import profile
 from dkdm_lab.system.profile import SECTIONS
 
@@ -35,7 +34,7 @@ def test_the_teacher_weighs_what_it_does(monkeypatch):
         return network
 
     monkeypatch.setattr(profile, "_now", lambda: now[0])
-    monkeypatch.setattr(denoiser, "build", ticking)
+    monkeypatch.setattr(networks, "build", ticking)
     for teacher in ("digits-teacher", "digits-53k"):
         preset = presets.get("digits", **TINY, teacher=teacher)
         shares = speed.training_cost(preset, "dynamic", iterations=1, repeats=1).shares
