@@ -121,7 +121,9 @@ def student_of(kind):
 
 students = {kind: student_of(kind) for kind in kinds}
 for kind, folder in students.items():
-    result = json.loads((folder / "distillation.json").read_text())["result"]
+    result = json.loads((folder / "distillation.json").read_text(encoding="utf-8"))[
+        "result"
+    ]
     smaller = result["parameters"] / result["teacher_parameters"]
     print(f"{kind:15s}{smaller:.0%} of its teacher's parameters,", end=" ")
     print(f"L'simple {result['simple']:.3f} at the end")
@@ -186,7 +188,7 @@ side_by_side("digits-classes", by_diffusers_with_labels)
 # was used.
 
 # %%
-print((students["digits-classes"] / "README.md").read_text())
+print((students["digits-classes"] / "README.md").read_text(encoding="utf-8"))
 
 # %% [markdown]
 # ## Without a line of code

@@ -45,4 +45,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    BIBLIOGRAPHY.with_suffix(".md").write_text(page())
+    BIBLIOGRAPHY.with_suffix(".md").write_text(page(), encoding="utf-8")

@@ -35,7 +35,7 @@ BAD = HEADER + "# %% [markdown]\n# prose\n\n# %%\nraise ValueError('no such digi
 def book(tmp_path):
     folder = tmp_path / "book"
     folder.mkdir()
-    (folder / "00_good.py").write_text(GOOD)
+    (folder / "00_good.py").write_text(GOOD, encoding="utf-8")
     return folder
 
 
@@ -60,7 +60,7 @@ def test_settings_go_into_a_copy_and_leave_the_book_alone(book):
 
 def test_a_setting_of_the_preset_reaches_the_chapters_as_a_change(book):
     (book / "00_good.py").write_text(
-        GOOD.replace("number = 2", "number = 2\nchanges = {}") + "print(changes)\n"
+        GOOD.replace("number = 2", "number = 2\nchanges = {}") + "print(changes)\n", encoding="utf-8"
     )
     (written,) = run_chapters(settings={"number": 5, "rho": 0.1}, book=book)
     assert printed(written) == "15\n{'rho': 0.1}\n"
@@ -72,7 +72,7 @@ def test_another_presets_finished_runs_are_entered_into_the_ledger(book, tmp_pat
     run = Run(presets.get("toy", **changes), "dynamic")
     run.result(progress=False)
     assert [file.name for file in ledger.enter_finished("toy")] == [f"{run.name}.json"]
-    entered = json.loads((tmp_path / "results" / "toy" / f"{run.name}.json").read_text())
+    entered = json.loads((tmp_path / "results" / "toy" / f"{run.name}.json").read_text(encoding="utf-8"))
     assert entered == run.result()
     asked = []
     monkeypatch.setattr(ledger, "enter_finished", lambda preset: asked.append(preset) or [])
@@ -83,13 +83,13 @@ def test_another_presets_finished_runs_are_entered_into_the_ledger(book, tmp_pat
 
 
 def test_a_failure_names_chapter_and_cell_and_keeps_the_old_notebook(book, capfd):
-    (book / "01_bad.py").write_text(BAD)
-    (book / "01_bad.ipynb").write_text("the old one")
+    (book / "01_bad.py").write_text(BAD, encoding="utf-8")
+    (book / "01_bad.ipynb").write_text("the old one", encoding="utf-8")
     with pytest.raises(RuntimeError, match="01_bad failed"):
         run_chapters(book=book)
     said = capfd.readouterr().err
     assert "01_bad failed in cell 2 (In [2]): ValueError: no such digit" in said
-    assert (book / "01_bad.ipynb").read_text() == "the old one"
+    assert (book / "01_bad.ipynb").read_text(encoding="utf-8") == "the old one"
     assert (cache_dir() / "failed" / "01_bad.ipynb").is_file()
     assert sorted(file.name for file in book.iterdir()) == [
         "00_good.ipynb",
@@ -106,16 +106,16 @@ def test_chapters_run_side_by_side(book):
         "while not Path('{other}').exists():\n    time.sleep(0.05)\n"
         "print(os.environ['OMP_NUM_THREADS'])\n"
     )
-    (book / "00_good.py").write_text(meet.format(mine="a", other="b"))
-    (book / "01_good.py").write_text(meet.format(mine="b", other="a"))
+    (book / "00_good.py").write_text(meet.format(mine="a", other="b"), encoding="utf-8")
+    (book / "01_good.py").write_text(meet.format(mine="b", other="a"), encoding="utf-8")
     written = run_chapters(book=book, jobs=2)
     assert [file.name for file in written] == ["00_good.ipynb", "01_good.ipynb"]
     assert printed(written[0]) == f"{max(1, os.cpu_count() // 2)}\n"
 
 
 def test_after_a_failure_no_chapter_is_begun(book):
-    (book / "01_bad.py").write_text(BAD)
-    (book / "02_good.py").write_text(GOOD)
+    (book / "01_bad.py").write_text(BAD, encoding="utf-8")
+    (book / "02_good.py").write_text(GOOD, encoding="utf-8")
     with pytest.raises(RuntimeError, match="01_bad failed; the chapters not yet begun were not run"):
         run_chapters(book=book)
     assert sorted(file.name for file in book.glob("*.ipynb")) == ["00_good.ipynb"]
@@ -165,10 +165,10 @@ RUNS = "import sys; from pathlib import Path; from dkdm_lab.notebook.book import
 
 
 def test_a_request_to_stop_reaches_the_training_in_a_chapter(book, cache):
-    (book / "00_good.py").write_text(HEADER + LONG)
+    (book / "00_good.py").write_text(HEADER + LONG, encoding="utf-8")
     code = f"{RUNS}\nimport signal; signal.signal(signal.SIGTERM, signal.default_int_handler)\n"
     command = [sys.executable, "-c", code + "run(book=Path(sys.argv[1]))", str(book)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8")
     folder = cache / "runs" / "toy" / "dynamic-seed0-iterations=1000000"
     while not (folder / ".checkpoints.lock").exists():  # it trains
         with contextlib.suppress(subprocess.TimeoutExpired):

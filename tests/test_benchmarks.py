@@ -33,7 +33,7 @@ def test_a_step_is_measured_beside_its_parts(capsys, tmp_path):
     rows = rows_of(capsys.readouterr().out)
     assert [row["source"] for row in rows] == ["data-based", "iterative", "shuffled", "dynamic"]
     assert [row["teacher"] == "0%" for row in rows] == [True, False, False, False]
-    found = json.loads(out.read_text())
+    found = json.loads(out.read_text(encoding="utf-8"))
     assert found["settings"]["batch_size"] == 16 and "commit" in found["made_with"]
     for result in found["results"]:
         parts = result["teacher"] + result["student"]
@@ -84,7 +84,7 @@ def test_warm_ups_are_compared_by_cost_and_score(capsys, tmp_path):
     }  # fmt: skip
     settings = [word for name, value in changes.items() for word in ("--set", f"{name}={value}")]
     benchmark("warmup").main(["--out", str(out), "--seeds", "0,1", *settings])
-    rows, found = rows_of(capsys.readouterr().out), json.loads(out.read_text())["warmups"]
+    rows, found = rows_of(capsys.readouterr().out), json.loads(out.read_text(encoding="utf-8"))["warmups"]
     assert [row["warm-up"] for row in rows] == list(WARMUPS) == list(found)
     size = 5 * 4
     assert found["harvest"]["evaluations"] == size < found["respaced"]["evaluations"] <= 10 * size
@@ -101,6 +101,8 @@ def test_the_energy_that_moves_leave_is_printed_by_method(capsys, tmp_path):
     rows = rows_of(capsys.readouterr().out)
     names = ["small", "small", "large", "analytic", "ddim", "learned", "stretched"]
     assert [row["variance"] for row in rows[::2]] == names
-    turned = {row["variance"]: row["turned"] for row in json.loads(out.read_text())["results"][1:]}
+    turned = {
+        row["variance"]: row["turned"] for row in json.loads(out.read_text(encoding="utf-8"))["results"][1:]
+    }
     assert turned["small"][1] < 0.75 and turned["large"][1] > 1.25
     assert 0.85 < turned["analytic"][1] < 1.15

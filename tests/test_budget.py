@@ -179,7 +179,9 @@ def test_a_score_that_is_cut_off_is_made_again(ticks):
     with budget.budget(5 * TICK) as spent, pytest.raises(OutOfTime):
         run.result(progress=False)
     assert spent.kept
-    assert [point["iteration"] for point in json.loads((run.folder / "curve.json").read_text())] == [5]
+    assert [
+        point["iteration"] for point in json.loads((run.folder / "curve.json").read_text(encoding="utf-8"))
+    ] == [5]
 
 
 def test_a_synthetic_set_is_kept_in_parts_and_the_same(ticks):
@@ -252,7 +254,10 @@ def test_a_distillation_and_its_comparison_go_on_as_if_unbroken(
     parts = work("parts")
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(one, other)
-    results = [json.loads((tmp_path / n / "distillation.json").read_text()) for n in ("whole", "parts")]
+    results = [
+        json.loads((tmp_path / n / "distillation.json").read_text(encoding="utf-8"))
+        for n in ("whole", "parts")
+    ]
     assert results[0]["result"] == results[1]["result"]
 
 
@@ -329,7 +334,9 @@ def fill_for(minutes, methods="data-based,dynamic,data-free"):
 def test_the_ledger_filled_call_by_call_is_the_one_filled_at_once(book, cache, capsys):
     assert fill_for(None) == 0
     capsys.readouterr()
-    at_once = {file.name: outcome(json.loads(file.read_text())) for file in book.glob("toy/*.json")}
+    at_once = {
+        file.name: outcome(json.loads(file.read_text(encoding="utf-8"))) for file in book.glob("toy/*.json")
+    }
     assert len(at_once) == 3
     for folder in (book, cache / "runs"):
         shutil.rmtree(folder)
@@ -340,7 +347,9 @@ def test_the_ledger_filled_call_by_call_is_the_one_filled_at_once(book, cache, c
         assert len(codes) < 10
     assert codes[-1] == 0
     assert len(codes) > 3
-    assert {file.name: outcome(json.loads(file.read_text())) for file in book.glob("toy/*.json")} == at_once
+    assert {
+        file.name: outcome(json.loads(file.read_text(encoding="utf-8"))) for file in book.glob("toy/*.json")
+    } == at_once
     assert "Finished: 0 of 3 runs are in the ledger, 0 of them from this call." in said[0]
     # 5 iterations and a score of 5 seconds, twice, and 5 iterations more, of 20.
     assert f"Under way: toy/{toy('data-based').name}, iteration 15 of 20." in said[0]
@@ -373,11 +382,11 @@ def test_without_methods_the_ledger_is_filled_with_the_sweep(book, monkeypatch):
 
 def test_a_teacher_in_the_ledger_is_made_for_its_student_but_not_entered_again(book, monkeypatch):
     ledger.enter(toy("synthetic"))
-    before = {file: file.read_text() for file in book.glob("toy/*.json")}
+    before = {file: file.read_text(encoding="utf-8") for file in book.glob("toy/*.json")}
     shutil.rmtree(toy("synthetic").folder)
     list(sweep.fill(wanted(["data-free"]), progress=False))
     assert toy("synthetic").status == "finished"
-    assert {file: file.read_text() for file in before} == before
+    assert {file: file.read_text(encoding="utf-8") for file in before} == before
     assert (book / "toy" / f"{toy('data-free').name}.json").is_file()
 
 

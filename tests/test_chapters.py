@@ -88,7 +88,7 @@ def test_the_notebook_is_its_source(source):
     cells = [[(c.cell_type, c.source, c.metadata.get("tags")) for c in nb.cells] for nb in (written, run)]
     assert cells[0] == cells[1]
     run.metadata.setdefault("jupytext", {})["notebook_metadata_filter"] = "kernelspec,-all"
-    assert jupytext.writes(run, "py:percent") == source.read_text()
+    assert jupytext.writes(run, "py:percent") == source.read_text(encoding="utf-8")
 
 
 @by_chapter
@@ -103,7 +103,7 @@ def test_parameters_are_literals(source):
 @by_chapter
 def test_notebook_is_executed_to_its_end_and_clean(source):
     notebook = executed(source)
-    text = source.with_suffix(".ipynb").read_text()
+    text = source.with_suffix(".ipynb").read_text(encoding="utf-8")
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
@@ -120,13 +120,13 @@ by_page = pytest.mark.parametrize("page", [*SOURCES, ROOT / "book" / "intro.md"]
 
 def links(page: Path) -> list[tuple[str, str]]:
     """Text and target of every Markdown link in a page's prose, outside equations and code."""
-    text = prose(page) if page.suffix == ".py" else page.read_text()
+    text = prose(page) if page.suffix == ".py" else page.read_text(encoding="utf-8")
     return LINK.findall(re.sub(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`", "", text, flags=re.DOTALL))
 
 
 @by_page
 def test_prose_is_plain_markdown_for_the_lab_shows_no_roles_and_no_directives(page):
-    text = prose(page) if page.suffix == ".py" else page.read_text()
+    text = prose(page) if page.suffix == ".py" else page.read_text(encoding="utf-8")
     assert not re.search(r"\{[a-z:]+\}`|^(```|:::)\{|^\([\w-]+\)=$", text, flags=re.MULTILINE)
 
 
@@ -161,7 +161,7 @@ def test_every_listed_work_is_cited():
 
 
 def test_the_page_of_references_is_made_from_the_bibliography():
-    assert (ROOT / "book" / "references.md").read_text() == REFERENCES.page()
+    assert (ROOT / "book" / "references.md").read_text(encoding="utf-8") == REFERENCES.page()
 
 
 def test_the_book_is_under_20_mb():
@@ -238,7 +238,7 @@ def quotes(text: str):
     "file", [ROOT / "README.md", ROOT / "book" / "intro.md", *SOURCES], ids=lambda f: f.name
 )
 def test_quoted_numbers_are_the_ledgers(file):
-    text = re.sub(r"\n# ", "\n", file.read_text())
+    text = re.sub(r"\n# ", "\n", file.read_text(encoding="utf-8"))
     marked = list(quotes(text))
     assert len(marked) == text.count("<!-- ledger:"), "a mark that could not be read"
     for mean, std, preset, method, metric, where in marked:
@@ -249,6 +249,6 @@ def test_quoted_numbers_are_the_ledgers(file):
 
 def test_readme_table_is_made_from_the_ledger(tmp_path):
     renewed = tmp_path / "README.md"
-    renewed.write_text((ROOT / "README.md").read_text())
+    renewed.write_text((ROOT / "README.md").read_text(encoding="utf-8"), encoding="utf-8")
     ledger.write_readme(renewed)
-    assert renewed.read_text() == (ROOT / "README.md").read_text()
+    assert renewed.read_text(encoding="utf-8") == (ROOT / "README.md").read_text(encoding="utf-8")

@@ -159,7 +159,7 @@ def test_a_folder_of_images_serves_any_preset(cache, name, mode):
 
 def test_a_folder_without_images_is_refused(cache):
     (cache / "cifar10" / "train").mkdir(parents=True)
-    (cache / "cifar10" / "train" / "notes.txt").write_text("none here")
+    (cache / "cifar10" / "train" / "notes.txt").write_text("none here", encoding="utf-8")
     with pytest.raises(ValueError, match=r"train: found no images, expected \.png"):
         load_images("cifar10")
 

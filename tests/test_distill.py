@@ -100,7 +100,7 @@ def test_readmes_command(tmp_path):
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         },
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     said, where = done.stdout.splitlines()
@@ -123,9 +123,9 @@ def test_readmes_command(tmp_path):
 
 def test_the_losses_can_be_drawn_again(run, tmp_path):
     run()
-    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    history = json.loads((tmp_path / "out" / "history.json").read_text(encoding="utf-8"))
     assert history["iteration"] == [10, 20]
-    found = json.loads((tmp_path / "out" / "distillation.json").read_text())
+    found = json.loads((tmp_path / "out" / "distillation.json").read_text(encoding="utf-8"))
     assert history["simple"][-1] == found["result"]["simple"]
     assert found["missing"] == []
 
@@ -143,7 +143,7 @@ def test_the_sheet_holds_what_both_draw_from_the_same_noise(run, teacher, tmp_pa
     for name, denoiser in (("teacher", teacher.denoiser), ("student", student)):
         x = teacher.diffusion.sample(denoiser, n, steps, seed=SETTINGS.seed + 2)
         assert torch.equal(rows[name], distillation.to_uint8(x))
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "from the same noise, column by column, in 10 steps; not selected" in card
     for picture in ("loss.png", "samples.png"):
         assert f"]({picture})" in card
@@ -211,8 +211,8 @@ def test_what_fails_afterwards_costs_nothing_else(
     untouched()
     assert all(torch.equal(value, whole[key]) for key, value in run(out).state_dict().items())
     assert names(out) == sorted([*LEFT, "scheduler", "unet"])
-    card = (out / "README.md").read_text()
-    assert card == (tmp_path / "whole" / "README.md").read_text()
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert card == (tmp_path / "whole" / "README.md").read_text(encoding="utf-8")
     assert ("| FID' | not measured |" in card) == (part != "metrics")
     assert "samples.png" in card and "loss.png" in card
     DDPMPipeline.from_pretrained(out)
@@ -262,19 +262,19 @@ def test_without_a_sheet(run, tmp_path, monkeypatch):
     monkeypatch.setattr(distillation, "samples_of", fail)
     run(samples=0)
     assert "samples.png" not in names(tmp_path / "out")
-    assert "samples.png" not in (tmp_path / "out" / "README.md").read_text()
+    assert "samples.png" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_finished_student_can_be_evaluated_later(run, tmp_path, untouched, inception, monkeypatch):
     run()
     scores = {"FID'": 12.34, "N": 5, "steps": T}
     monkeypatch.setattr(distillation, "compare", lambda teacher, student, n, *_: {**scores, "N": n})
-    assert "| FID' | not measured |" in (tmp_path / "out" / "README.md").read_text()
+    assert "| FID' | not measured |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     untouched()
     run(evaluate=5)
-    found = json.loads((tmp_path / "out" / "distillation.json").read_text())
+    found = json.loads((tmp_path / "out" / "distillation.json").read_text(encoding="utf-8"))
     assert found["result"]["metrics"] == scores
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| FID' | 12.34 |" in card
     assert "samples.png" in card
 
@@ -325,7 +325,7 @@ def test_what_cannot_end_well_is_refused_before_it_begins(
 
 def test_an_out_that_cannot_be_written_is_refused_before_it_begins(teacher, tmp_path, untouched):
     untouched()
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OSError, match="a file stands where a folder is expected; choose another place"):
         distill(teacher, SETTINGS, tmp_path / "file" / "out", progress=False)
 
@@ -336,8 +336,8 @@ def head(folder):
 
 def test_the_card_carries_the_teachers_licence(run, tmp_path):
     card = "---\nlicense: other\nlicense_name: little\nlicense_link: https://example.org/l\ntags: [x]\n---\n"
-    (tmp_path / "teacher" / "README.md").write_text(f"{card}# The teacher's own words\n")
-    (tmp_path / "teacher" / "notes.bin").write_text("")
+    (tmp_path / "teacher" / "README.md").write_text(f"{card}# The teacher's own words\n", encoding="utf-8")
+    (tmp_path / "teacher" / "notes.bin").write_text("", encoding="utf-8")
     run()
     found = head(tmp_path / "out")
     assert (found["license"], found["license_name"]) == ("other", "little")
@@ -345,7 +345,7 @@ def test_the_card_carries_the_teachers_licence(run, tmp_path):
     assert found["tags"] == ["diffusion", "distillation", "data-free", "dkdm"]
     assert found["pipeline_tag"] == "unconditional-image-generation"
     assert "base_model" not in found  # nobody knows whether a folder is published, and where
-    text = (tmp_path / "out" / "README.md").read_text()
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "gives its licence as `little`" in text
     assert "The teacher's own words" not in text
     assert "notes.bin" not in names(tmp_path / "out")
@@ -354,10 +354,12 @@ def test_the_card_carries_the_teachers_licence(run, tmp_path):
 @pytest.mark.parametrize("card", [None, "no head at all", "---\nlicense: [\n---\n", "---\n- a list\n---\n"])
 def test_a_card_without_a_licence(card, run, tmp_path):
     if card is not None:
-        (tmp_path / "teacher" / "README.md").write_text(card)
+        (tmp_path / "teacher" / "README.md").write_text(card, encoding="utf-8")
     run()
     assert "license" not in head(tmp_path / "out")
-    assert "Ask its makers before you pass this student on" in (tmp_path / "out" / "README.md").read_text()
+    assert "Ask its makers before you pass this student on" in (tmp_path / "out" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_teacher_from_the_hub_is_the_base_model(tmp_path):

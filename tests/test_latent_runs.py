@@ -193,7 +193,9 @@ def test_the_papers_latent_preset_runs_at_tiny_size(faces, method):
 
 def test_a_pipeline_of_another_schedule_is_refused(faces):
     file = cache_dir() / "pipeline" / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"beta_end": 0.012}))
+    file.write_text(
+        json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"beta_end": 0.012}), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"pipeline: found GaussianDiffusion\(scaled_linear, T=1000"):
         celebahq("dynamic", faces).result(progress=False)
 

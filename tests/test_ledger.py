@@ -27,7 +27,9 @@ def book(tmp_path, monkeypatch):
             **others,
         }
         result = {"settings": settings, "metrics": {"digits-FID": fid, "N": 2000}, "teacher_evaluations": 7}
-        (tmp_path / "digits" / f"{method}-{seed}-{len(others)}.json").write_text(json.dumps(result))
+        (tmp_path / "digits" / f"{method}-{seed}-{len(others)}.json").write_text(
+            json.dumps(result), encoding="utf-8"
+        )
 
     return put
 
@@ -61,8 +63,8 @@ def test_how_often_a_result_was_scored_makes_no_difference(book):
 def test_a_metric_with_a_prime_is_the_one_against_the_teacher(book, tmp_path):
     book("dynamic", 0, 8.0)
     file = next((tmp_path / "digits").glob("*.json"))
-    result = json.loads(file.read_text()) | {"against_teacher": {"digits-FID": 3.0}}
-    file.write_text(json.dumps(result))
+    result = json.loads(file.read_text(encoding="utf-8")) | {"against_teacher": {"digits-FID": 3.0}}
+    file.write_text(json.dumps(result), encoding="utf-8")
     assert ledger.by_seed("digits", "digits-FID'", {"method": "dynamic"}) == {0: 3.0}
     assert ledger.by_seed("digits", "digits-FID", {"method": "dynamic"}) == {0: 8.0}
 
@@ -85,7 +87,7 @@ def test_table_of_nothing_says_not_run(book):
 
 def test_readme_without_marks_is_left_alone(book, tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text("no marks")
+    readme.write_text("no marks", encoding="utf-8")
     with pytest.raises(ValueError, match="found no place for the table"):
         ledger.write_readme(readme)
-    assert readme.read_text() == "no marks"
+    assert readme.read_text(encoding="utf-8") == "no marks"

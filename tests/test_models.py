@@ -48,10 +48,10 @@ def test_a_published_model_is_its_run_in_16_bits(box):
 def test_a_published_model_says_how_it_was_made_and_not_where(box, tmp_path):
     for file in box.rglob("*.*"):
         assert str(tmp_path).encode() not in file.read_bytes()
-    manifest = json.loads((box / "training.json").read_text())
+    manifest = json.loads((box / "training.json").read_text(encoding="utf-8"))
     assert manifest["settings"] == digits().settings
     assert manifest["metrics"] == digits().result()["metrics"]
-    card = (box / "README.md").read_text()
+    card = (box / "README.md").read_text(encoding="utf-8")
     assert "1,797 handwritten digits" in card and "CC BY 4.0" in card and "4 iterations" in card
     assert f"| digits-FID | {manifest['metrics']['digits-FID']:.3f} |" in card
 
@@ -60,7 +60,7 @@ def test_a_teacher_may_be_published_without_scores(box, tmp_path):
     """They are measured on what was published."""
     run = digits(seed=1, curve=0)
     assert run.result(progress=False)["metrics"] == {}
-    card = (shipped_models.publish(run, tmp_path / "unscored") / "README.md").read_text()
+    card = (shipped_models.publish(run, tmp_path / "unscored") / "README.md").read_text(encoding="utf-8")
     assert "Its scores are in the book" in card and "digits-FID" not in card
     for changes in ({"curve": -1}, {"curve": 0, "early_stop": True}):
         with pytest.raises(ValueError, match=f"curve: found {changes['curve']} scores, expected . or more"):
@@ -106,7 +106,7 @@ def test_damaged_weights_are_refused(box, damage, ask):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"sha256": 3}'])
 def test_a_damaged_manifest_is_refused(box, text):
-    (box / "training.json").write_text(text)
+    (box / "training.json").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match=r"training.json: found no manifest of a published model"):
         Denoiser.from_pretrained(box)
 

@@ -166,7 +166,7 @@ def unet_folder(tmp_path, process):
 
 
 def edit_json(file, **changes):
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -209,7 +209,7 @@ def test_a_saved_network_comes_back_exactly(network, tmp_path, process):
 
 
 def test_saving_replaces_the_whole_folder(unet_folder, process):
-    (unet_folder / "left-over").write_text("")
+    (unet_folder / "left-over").write_text("", encoding="utf-8")
     Denoiser(MLP()).save_pretrained(unet_folder, process)
     assert sorted(p.name for p in unet_folder.iterdir()) == ["scheduler", "unet"]
     assert [p.name for p in unet_folder.parent.iterdir() if p.name.startswith(".")] == []

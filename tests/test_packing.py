@@ -236,7 +236,7 @@ def packed(tmp_path, monkeypatch):
 
 def change(folder, **changes):
     file = folder / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def no_manifest(folder):
@@ -248,7 +248,9 @@ def other_version(folder):
 
 
 def half_a_manifest(folder):
-    (folder / "manifest.json").write_text((folder / "manifest.json").read_text()[:-100])
+    (folder / "manifest.json").write_text(
+        (folder / "manifest.json").read_text(encoding="utf-8")[:-100], encoding="utf-8"
+    )
 
 
 def another_list(folder):
@@ -323,7 +325,7 @@ def finished(run, monkeypatch):
 
 def other_settings(run, monkeypatch):
     file = run.folder / "settings.json"
-    write_json(file, json.loads(file.read_text()) | {"lr": 0.5})
+    write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"lr": 0.5})
     return "the run here was made with lr = 0.5, the pack's with 0.003; move the folder away"
 
 
@@ -357,7 +359,7 @@ def test_two_results_of_one_run_are_not_mixed_up(tmp_path, cache, elsewhere):
     run = toy("data-based")
     run.result(progress=False)
     pack("toy", tmp_path / "pack")
-    run.folder.joinpath("against_teacher.json").write_text("{}")
+    run.folder.joinpath("against_teacher.json").write_text("{}", encoding="utf-8")
     pack("toy", tmp_path / "scored")
     elsewhere("gpu")
     unpack(tmp_path / "pack")
@@ -365,7 +367,8 @@ def test_two_results_of_one_run_are_not_mixed_up(tmp_path, cache, elsewhere):
     assert unpack(tmp_path / "pack") == [f"toy/{run.name}: finished, already here"]
     assert (run.folder / "against_teacher.json").is_file()
     write_json(
-        run.folder / "result.json", json.loads((run.folder / "result.json").read_text()) | {"wall_s": 0}
+        run.folder / "result.json",
+        json.loads((run.folder / "result.json").read_text(encoding="utf-8")) | {"wall_s": 0},
     )
     with pytest.raises(ValueError, match="the run here is finished with another result than the pack's"):
         unpack(tmp_path / "pack")

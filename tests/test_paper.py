@@ -114,7 +114,7 @@ def book(tmp_path, monkeypatch):
             result["against_teacher"] = {"digits-FID": prime}
         (tmp_path / preset).mkdir(exist_ok=True)
         number = len(list((tmp_path / preset).iterdir()))
-        (tmp_path / preset / f"{number}.json").write_text(json.dumps(result))
+        (tmp_path / preset / f"{number}.json").write_text(json.dumps(result), encoding="utf-8")
 
     return put
 

@@ -97,7 +97,7 @@ def ldm(folder):
     DDIMScheduler(num_train_timesteps=T, clip_sample=False).save_pretrained(folder / "scheduler")
     parts = {"vqvae": "VQModel", "unet": "UNet2DModel", "scheduler": "DDIMScheduler"}
     index = {"_class_name": "LDMPipeline", **{name: ["diffusers", kind] for name, kind in parts.items()}}
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return [], []
 
 
@@ -128,8 +128,10 @@ def stable_diffusion(folder):
     words += ["<unk>", "<|startoftext|>", "<|endoftext|>"]
     made = folder.parent / "words"
     made.mkdir()
-    (made / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    (made / "merges.txt").write_text("#version: 0.2\n")
+    (made / "vocab.json").write_text(
+        json.dumps({word: number for number, word in enumerate(words)}), encoding="utf-8"
+    )
+    (made / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
     tokenizer = CLIPTokenizer.from_pretrained(made, model_max_length=12)
     text = CLIPTextConfig(
         vocab_size=len(words),
@@ -163,7 +165,7 @@ def stable_diffusion(folder):
         requires_safety_checker=False,
     ).save_pretrained(folder)
     prompts = folder.parent / "prompts.txt"
-    prompts.write_text("a cat\n\na red dog\n")
+    prompts.write_text("a cat\n\na red dog\n", encoding="utf-8")
     return ["--prompts", str(prompts)], ["--guidance", "3"]
 
 
@@ -234,11 +236,11 @@ def test_any_teacher_is_distilled_to_what_diffusers_samples(kind, made, tmp_path
     assert images.shape[0] == 2
     assert np.isfinite(images).all()
 
-    card = (out / "README.md").read_text()
+    card = (out / "README.md").read_text(encoding="utf-8")
     assert str(teacher) in card
     assert "**No data set was used**" in card
     assert "rho = 0.1, strides of 2 steps |" in card
-    found = json.loads((out / "distillation.json").read_text())
+    found = json.loads((out / "distillation.json").read_text(encoding="utf-8"))
     assert found["settings"]["student"] == "x0.5"
     assert found["result"]["parameters"] < 0.7 * found["result"]["teacher_parameters"]
     assert not (out / "checkpoints").exists()
@@ -262,7 +264,7 @@ def test_the_command_trains_in_sixteen_bits_and_compiled(made, tmp_path, monkeyp
     faster = ["--mixed-precision", "bf16", "--compile"]
     assert cli.main([*command, "--student", "x0.5", *faster]) == 0
     assert compiled == ["default"] * 2  # the student and its teacher
-    found = json.loads((tmp_path / "out" / "distillation.json").read_text())
+    found = json.loads((tmp_path / "out" / "distillation.json").read_text(encoding="utf-8"))
     assert found["settings"]["mixed_precision"] == "bf16"
     assert DDPMPipeline.from_pretrained(tmp_path / "out").unet.dtype == torch.float32
 
@@ -421,7 +423,10 @@ def no_scheduler(teacher, tmp_path):
 
 def other_prediction(teacher, tmp_path):
     file = teacher / "scheduler" / "scheduler_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"prediction_type": "flow"}))
+    file.write_text(
+        json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"prediction_type": "flow"}),
+        encoding="utf-8",
+    )
     return [], "scheduler_config.json: found prediction_type 'flow', expected one of"
 
 
@@ -481,7 +486,7 @@ def test_what_does_not_fit_is_refused(kind, options, message, made, tmp_path, ca
 
 def test_a_text_teacher_needs_prompts(made, tmp_path, capsys):
     _, command = made("stable-diffusion")
-    (tmp_path / "prompts.txt").write_text("\n \n")
+    (tmp_path / "prompts.txt").write_text("\n \n", encoding="utf-8")
     assert cli.main([*command, "--student", "x0.5"]) == 1
     assert "prompts.txt: found no prompts, expected one a line" in capsys.readouterr().err
     at = command.index("--prompts")
@@ -492,7 +497,7 @@ def test_a_text_teacher_needs_prompts(made, tmp_path, capsys):
 def test_a_folder_in_use_is_left_alone(made, tmp_path, capsys):
     _, command = made("ddpm")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.tex").write_text("")
+    (tmp_path / "out" / "thesis.tex").write_text("", encoding="utf-8")
     assert cli.main([*command, "--student", "x0.5"]) == 1
     assert "out: found other files there, expected an empty or a new folder" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
@@ -514,7 +519,7 @@ def test_the_pool_is_small_and_strides_unless_the_papers_is_asked_for(
     settings = Distillation("t", "x0.5", iterations=1, batch_size=4, **asked)
     distill(pipeline, settings, tmp_path / "out", progress=False)
     assert (pools[0].size, pools[0].stride) == (size, stride)
-    card = (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert ("strides of 2 steps" in card) == (stride == 2)
 
 
@@ -531,16 +536,16 @@ def test_a_distillation_begun_before_a_setting_came_goes_by_what_it_was_then(mad
     _, command = made("ddpm")
     assert cli.main([*command, "--student", "x0.5"]) == 0
     file = tmp_path / "out" / "distillation.json"
-    found = json.loads(file.read_text())
+    found = json.loads(file.read_text(encoding="utf-8"))
     del found["settings"]["stride"], found["settings"]["mixed_precision"]
-    file.write_text(json.dumps(found))
+    file.write_text(json.dumps(found), encoding="utf-8")
     assert cli.main([*command, "--student", "x0.5"]) == 1
     assert "begun with stride = 1, expected 2" in capsys.readouterr().err
     assert cli.main([*command, "--student", "x0.5", "--stride", "1"]) == 1
     assert "this distillation is finished" in capsys.readouterr().err
 
     del found["settings"]["variance"]  # the teacher learns none
-    file.write_text(json.dumps(found))
+    file.write_text(json.dumps(found), encoding="utf-8")
     assert cli.main([*command, "--student", "x0.5", "--stride", "1"]) == 1
     assert "begun with variance = 'small', expected None" in capsys.readouterr().err
     assert cli.main([*command, "--student", "x0.5", "--stride", "1", "--variance", "small"]) == 1
@@ -553,4 +558,9 @@ def test_the_variance_of_moves_is_passed_on_and_recorded(made, tmp_path, capsys)
     assert "variance: found 'learned', but the teacher learns none" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert cli.main([*command, "--student", "x0.5", "--variance", "ddim"]) == 0
-    assert json.loads((tmp_path / "out" / "distillation.json").read_text())["settings"]["variance"] == "ddim"
+    assert (
+        json.loads((tmp_path / "out" / "distillation.json").read_text(encoding="utf-8"))["settings"][
+            "variance"
+        ]
+        == "ddim"
+    )

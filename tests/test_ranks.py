@@ -108,7 +108,7 @@ def launched(*program):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        [*launcher, *program], cwd=root, env=environment, capture_output=True, text=True, timeout=600
+        [*launcher, *program], cwd=root, env=environment, capture_output=True, encoding="utf-8", timeout=600
     )
     return done
 
@@ -210,7 +210,7 @@ def test_the_command_trains_on_two_processes(tmp_path, yardstick, cache):
     assert done.returncode == 0, done.stderr[-3000:]
     run = Run(presets.get("toy", **settings), "dynamic")
     assert run.status == "finished"
-    result = json.loads((run.folder / "result.json").read_text())
+    result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
     # A harvest is one evaluation a sample; each rank rounds up its own.
     assert result["teacher_evaluations"] == pytest.approx(20 * 16 + 40 * 16, abs=40)
     assert done.stdout.count("{'energy-distance'") == 1

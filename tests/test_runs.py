@@ -58,7 +58,7 @@ def test_two_processes_make_a_run_once(tmp_path):
     command = [sys.executable, "-c", WAITS, str(tmp_path / "log")]
     children = [subprocess.Popen(command) for _ in range(2)]
     assert [child.wait(120) for child in children] == [0, 0]
-    made = (tmp_path / "log").read_text().splitlines()
+    made = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
     assert len(made) == 1
 
 
@@ -96,11 +96,11 @@ def test_results_from_before_a_setting_existed_still_count():
     run = toy("data-based")
     run.result(progress=False)
     file = run.folder / "settings.json"
-    settings = json.loads(file.read_text())
+    settings = json.loads(file.read_text(encoding="utf-8"))
     for later in ("flip", "early_stop", "reference_images"):
         assert later in settings
         del settings[later]
-    file.write_text(json.dumps(settings))
+    file.write_text(json.dumps(settings), encoding="utf-8")
     assert run.status == "finished"
     with pytest.raises(ValueError, match="made with flip = False, expected True"):
         changed = toy("data-based", flip=True)
@@ -312,7 +312,7 @@ def test_an_interrupted_run_ends_as_the_unbroken_one(batch, status, cache, monke
 
 def change_settings(run, **changes):
     file = run.folder / "settings.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 @pytest.mark.parametrize("ask", ["status", "result", "model"])
@@ -343,7 +343,7 @@ def test_a_setting_that_an_older_folder_does_not_know_is_named():
     run.result(progress=False)
     settings = run.settings
     del settings["warmup"]
-    (run.folder / "settings.json").write_text(json.dumps(settings))
+    (run.folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(ValueError, match="made with warmup = None, expected 'harvest'"):
         run.result(progress=False)
 
@@ -426,7 +426,7 @@ def refused(trained_classifier):
         root = Path(__file__).parents[1]
         environment = {**os.environ, "DKDM_DATA_CACHE": folder, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-c", REFUSED, json.dumps(TINY)]
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 
@@ -466,11 +466,11 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     write_json(tmp_path / "result.json", {"old": 1})
     with pytest.raises(TypeError):
         write_json(tmp_path / "result.json", {"new": object()})
-    assert json.loads((tmp_path / "result.json").read_text()) == {"old": 1}
+    assert json.loads((tmp_path / "result.json").read_text(encoding="utf-8")) == {"old": 1}
     assert [p.name for p in tmp_path.iterdir() if "result" in p.name] == ["result.json"]
 
 
 def test_a_file_in_the_place_of_a_folder_is_said_to_be_one(cache):
-    (cache / "runs").write_text("")
+    (cache / "runs").write_text("", encoding="utf-8")
     with pytest.raises(OSError, match=r"runs/toy/dynamic.*: a file stands where a folder is expected"):
         toy().result(progress=False)

@@ -14,12 +14,16 @@ ROOT = Path(__file__).parents[1]
 def site(tmp_path_factory):
     """The built site, by the command of the Makefile."""
     recipe = next(
-        line for line in (ROOT / "Makefile").read_text().splitlines() if "jupyter-book build" in line
+        line
+        for line in (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
+        if "jupyter-book build" in line
     )
     options = recipe.split("jupyter-book ")[1].replace("--path-output .", "").split()
     out = tmp_path_factory.mktemp("site")
     book = Path(sys.executable).with_name("jupyter-book")
-    done = subprocess.run([book, *options, "--path-output", out], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [book, *options, "--path-output", out], cwd=ROOT, capture_output=True, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out / "_build" / "html"
 
@@ -59,7 +63,7 @@ def test_a_slider_changes_the_picture_and_its_caption(site, browser, width):
 
 
 def test_tables_that_cells_return_are_tables_and_their_links_lead_to_pages(site):
-    assert (site / "06_dynamic.html").read_text().count("<table") >= 1
-    report = (site / "14_report.html").read_text()
+    assert (site / "06_dynamic.html").read_text(encoding="utf-8").count("<table") >= 1
+    report = (site / "14_report.html").read_text(encoding="utf-8")
     assert report.count("<table") == 7
     assert 'href="07_baselines.html"' in report.split("<main")[-1] and 'href="07_baselines"' not in report

@@ -161,9 +161,9 @@ def test_a_part_with_other_settings_is_refused():
     part = tiny("classifier-teacher")
     part.result(progress=False)
     file = part.folder / "result.json"
-    result = json.loads(file.read_text())
+    result = json.loads(file.read_text(encoding="utf-8"))
     result["settings"]["classifier_lr"] = 9
-    file.write_text(json.dumps(result))
+    file.write_text(json.dumps(result), encoding="utf-8")
     with pytest.raises(
         ValueError, match=r"made with classifier_lr = 9, expected 0\.003; move the folder away"
     ):
@@ -252,7 +252,9 @@ def put(book, name, seed, **metrics):
     settings = Part(STUDIES["digits"], name, seed).settings
     folder = book / "digits" / "studies" / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps({"settings": settings, "metrics": metrics}))
+    (folder / f"{name}.json").write_text(
+        json.dumps({"settings": settings, "metrics": metrics}), encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,7 @@ def test_a_classifier_may_lose_five_points(book, data_free, holds):
 def test_every_claim_is_shown_in_its_chapter():
     for claim in studies.CLAIMS:
         assert claim.text in studies.verdicts(claim.chapter)
-        assert f'verdicts("{claim.chapter}")' in (BOOK / f"{claim.chapter}.py").read_text()
+        assert f'verdicts("{claim.chapter}")' in (BOOK / f"{claim.chapter}.py").read_text(encoding="utf-8")
 
 
 # -- kept in the book ---------------------------------------------------------------------------------
@@ -311,8 +313,8 @@ def test_a_part_of_the_book_with_other_settings_is_made(tmp_path, monkeypatch):
     """As after a change of what its study is by default."""
     monkeypatch.setattr(studies, "models_dir", lambda: tmp_path / "models")
     kept = tiny("classifier-teacher").publish() / "result.json"
-    result = json.loads(kept.read_text())
+    result = json.loads(kept.read_text(encoding="utf-8"))
     result["settings"]["classifier_lr"] = 1.0
-    kept.write_text(json.dumps(result))
+    kept.write_text(json.dumps(result), encoding="utf-8")
     monkeypatch.setenv("DKDM_DATA_CACHE", str(tmp_path / "another"))
     assert tiny("classifier-teacher").result()["settings"]["classifier_lr"] != 1.0

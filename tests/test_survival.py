@@ -322,7 +322,10 @@ def test_where_all_are_damaged_nothing_begins_anew_by_itself(stopped):
 
 def test_a_checkpoint_of_a_newer_version_is_refused(stopped):
     file = stopped / "000000031" / "snapshot.json"
-    file.write_text(file.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'))
+    file.write_text(
+        file.read_text(encoding="utf-8").replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'),
+        encoding="utf-8",
+    )
     message = rf"written by a newer version of dkdm_lab \(format {FORMAT + 1}, expected at most {FORMAT}\)"
     with pytest.raises(ValueError, match=message):
         trained("dynamic", stopped)

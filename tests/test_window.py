@@ -270,7 +270,7 @@ def test_jobs_wait_for_what_they_need_and_a_failure_costs_only_what_needs_it(clo
     ]
     done = window.run_jobs(jobs, clock, 3, tmp_path / "logs", lambda: None)
     assert done == {"slow", "needs slow", "measures", "last"}
-    assert log.read_text() == "slow needs alone last "
+    assert log.read_text(encoding="utf-8") == "slow needs alone last "
     printed = capsys.readouterr().out
     assert "FAILED: fails: a reason" in printed and "not begun: needs fails" in printed
 
@@ -298,7 +298,9 @@ def test_what_a_window_made_is_put_into_the_book_and_nothing_is_overwritten(tmp_
     out.mkdir()
     window.gather(work, out)
     assert len(window.take(out, book)) == 2
-    assert json.loads((book / "results" / "cifar16" / "dynamic-seed0.json").read_text()) == {"FID": 1}
+    assert json.loads((book / "results" / "cifar16" / "dynamic-seed0.json").read_text(encoding="utf-8")) == {
+        "FID": 1
+    }
     assert (book / "models" / "small" / "weights").read_bytes() == b"123"
     assert window.take(out, book) == []  # the same once more
     (book / "models" / "small" / "weights").write_bytes(b"mine")

@@ -72,7 +72,12 @@ def sweep(tmp_path, cache, yardstick, monkeypatch):
         command += ["--cores", "2", "--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime", *options]
         command += ["--config", "preset=toy", "seeds=0", f"set={TINY}", "--", *targets]
         return subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            process_group=0,
         )
 
     return start

@@ -121,7 +121,7 @@ def _manifest(folder: Path) -> dict:
     file = folder / "manifest.json"
     if not file.is_file():
         raise ValueError(f"{folder}: found no manifest.json, expected what `window.py data` wrote")
-    return json.loads(file.read_text())
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _tiles(images: np.ndarray) -> Iterator[tuple[str, bytes]]:
@@ -372,7 +372,9 @@ def run_jobs(
         while waiting or running:
             for job in [job for job, process in running.items() if process.poll() is not None]:
                 process = running.pop(job)
-                lines = _log(logs, job).read_text(errors="replace").strip().splitlines() or [""]
+                lines = _log(logs, job).read_text(
+                    errors="replace", encoding="utf-8"
+                ).strip().splitlines() or [""]
                 how = {0: "done", CALL_AGAIN: "out of time, saved"}.get(process.returncode, "FAILED")
                 how = "stopped" if process.returncode and job.name in stopped else how
                 if process.returncode == 0:  # the scores alone, without the folder that they lie in
@@ -423,7 +425,7 @@ def _start(job: Job, clock: Clock, side_by_side: int, logs: Path) -> subprocess.
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": path}
     minutes = ("--minutes", f"{clock.left / 60:.2f}") if job.timed else ()
-    with _log(logs, job).open("w") as log:
+    with _log(logs, job).open("w", encoding="utf-8") as log:
         command = (sys.executable, *job.command, *minutes)
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
@@ -455,7 +457,7 @@ def window(options: argparse.Namespace) -> int:
 
     def have(preset: str) -> dict[str, dict]:
         files = [f for place in (book, results) for f in sorted((place / preset).glob("*.json"))]
-        return {file.stem: json.loads(file.read_text()) for file in files}
+        return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
     def home() -> None:
         gather(work, options.out, "rehearsal" if options.tiny else "results")
@@ -474,7 +476,7 @@ def window(options: argparse.Namespace) -> int:
         complete = any(p.is_file() for p in plans) or go(
             window_2(preset, have(name), seeds, None, results, TINY_SECONDS if options.tiny else SECONDS)
         )
-        if plan := next((json.loads(p.read_text()) for p in plans if p.is_file()), None):
+        if plan := next((json.loads(p.read_text(encoding="utf-8")) for p in plans if p.is_file()), None):
             there = any((place / TEACHER).is_dir() for place in (models, ROOT / "book" / "models"))
             publish = [] if there else [publication(preset, models)]
             complete = go([*publish, *window_2(preset, have(name), seeds, plan, results)]) and complete

@@ -39,7 +39,7 @@ def enter_finished(preset: str) -> list[Path]:
     """Enter every finished run of a preset that lies in data_cache; returns the files written."""
     entered = []
     for file in sorted((cache_dir() / "runs" / preset).glob("*/result.json")):
-        settings = json.loads(file.read_text())["settings"]
+        settings = json.loads(file.read_text(encoding="utf-8"))["settings"]
         changes = {k: v for k, v in settings.items() if k not in ("preset", "method", "seed")}
         entered.append(enter(Run(PRESETS[preset].replace(**changes), settings["method"], settings["seed"])))
     return entered
@@ -49,7 +49,7 @@ def results(preset: str, where: dict | None = None) -> list[dict]:
     """A preset's results, by name: all of them; or those whose settings are the preset's own but for
     ``where``, which may name the method and the seed too."""
     files = sorted((results_dir() / preset).glob("*.json"))
-    found = [json.loads(file.read_text()) for file in files]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     return found if where is None else [result for result in found if _has(result["settings"], preset, where)]
 
 
@@ -70,12 +70,12 @@ def samples(preset: str, where: dict) -> dict[int, Tensor]:
 def measured(preset: str) -> list[dict]:
     """What ``dkdm measure`` found of a preset's speed, one result a seed."""
     files = sorted((results_dir() / preset / "measured").glob("*.json"))
-    return [json.loads(file.read_text()) for file in files]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
 def on_gpu(name: str) -> dict:
     """What a GPU measured, from ``book/results/gpu/<name>.json``; its ``note`` says what not to quote."""
-    return json.loads((results_dir() / "gpu" / f"{name}.json").read_text())
+    return json.loads((results_dir() / "gpu" / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,9 @@ def table(preset: str, methods: tuple[str, ...] = WAYS, where: dict | None = Non
 
 def write_readme(readme: Path) -> None:
     """Put the digits' table between README's two marks."""
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     begin, end = "<!-- results: written by `dkdm readme` from book/results/ -->\n", "<!-- end of results -->"
     if begin not in text or end not in text:
         raise ValueError(f"{readme}: found no place for the table, expected the lines {begin!r} and {end!r}")
     before, rest = text.split(begin)
-    readme.write_text(before + begin + table("digits") + "\n" + end + rest.split(end)[1])
+    readme.write_text(before + begin + table("digits") + "\n" + end + rest.split(end)[1], encoding="utf-8")

@@ -77,7 +77,7 @@ def pack(
                 {"name": file.name, "bytes": file.stat().st_size, "sha256": sha256(file)}
                 for file in sorted(new.iterdir())
             ]
-            (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            (new / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
@@ -128,14 +128,14 @@ def _run_folders(root: Path, methods: Iterable[str] | None) -> list[Path]:
     """Where a preset's runs lie; a name with a path in it, as of a pipeline, lies deeper."""
     files = sorted(root.rglob("settings.json"))
     if methods is not None:
-        files = [file for file in files if json.loads(file.read_text())["method"] in methods]
+        files = [file for file in files if json.loads(file.read_text(encoding="utf-8"))["method"] in methods]
     folders = [file.parent for file in files]
     return [f for f in folders if not any(part.startswith(".") for part in f.relative_to(root).parts)]
 
 
 def _look(folder: Path) -> dict | None:
     """How far a run is, and what of it must travel; None where nothing was saved yet."""
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     finished, iteration = (folder / "result.json").is_file(), 0
     names = [
         "settings.json",
@@ -207,7 +207,7 @@ def _read(folder: Path) -> dict:
     if not file.is_file():
         raise ValueError(f"{folder}: found no manifest.json, expected a folder that dkdm pack wrote")
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(file.read_text(encoding="utf-8"))
         version = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file}: this manifest is damaged ({error})") from None
@@ -259,7 +259,7 @@ def _is_to_place(folder: Path, packed: dict) -> bool:
         if _hashed(folder, folder.rglob("*"))["files"] == packed["files"]:
             return False
         raise ValueError(f"{folder}: found other files here than the pack's; {away}")
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     if key := other_setting(settings, packed["settings"]):
         raise ValueError(
             f"{folder}: the run here was made with {key} = {settings.get(key)!r}, the pack's with "

@@ -274,7 +274,7 @@ class Run:
                 ):  # another process may have had it in its hands
                     self._execute(progress)
             distributed.barrier()
-        return json.loads((self.folder / "result.json").read_text())
+        return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
 
     def images(self, progress: bool = True) -> torch.Tensor:
         """The teacher's data set, uint8 ``[N, C, H, W]`` (the toy's points and latents: float), of a
@@ -395,7 +395,9 @@ class Run:
             torch.manual_seed(distributed.rank_seed(self.seed))
         curve_file = self.folder / "curve.json"
         resuming = self.status == "resumable"
-        curve = json.loads(curve_file.read_text()) if resuming and curve_file.is_file() else []
+        curve = (
+            json.loads(curve_file.read_text(encoding="utf-8")) if resuming and curve_file.is_file() else []
+        )
 
         def evaluate(iteration, averaged, _history):
             # A run stopped after a score comes by here again.
@@ -583,13 +585,13 @@ class Run:
                 found = score(self._images(x), self._images(reference), self.preset.features, metrics)
             write_json(file, found)
             budget.kept()
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
 
     def _check_settings(self) -> None:
         file = self.folder / "settings.json"
         if not file.is_file():
             return
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
         if key := other_setting(found, self.settings):
             made_with = found.get(key, _LATER.get(key))
             raise ValueError(

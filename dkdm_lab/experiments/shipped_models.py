@@ -78,7 +78,7 @@ def publish(run, folder: str | Path) -> Path:
                 scheduler = _as_ddim(scheduler)
             Pipeline(model, scheduler, vae.cpu()).save(new, model, {})
         for file in new.rglob("config.json"):
-            config = json.loads(file.read_text())
+            config = json.loads(file.read_text(encoding="utf-8"))
             config.pop("_name_or_path", None)  # where it lay on this machine
             write_json(file, config)
         weights = sorted(str(file.relative_to(new)) for file in new.rglob("*.safetensors"))

@@ -392,7 +392,7 @@ class Part:
         another process is at it, ``wait`` for its end, or be refused with a RuntimeError. ValueError for one
         made with other settings."""
         once(self.folder, "result.json", lambda new: self._make(new, progress), wait)
-        found = json.loads((self.folder / "result.json").read_text())
+        found = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
         for key, expected in self.settings.items():
             if found["settings"].get(key) != expected:
                 raise ValueError(
@@ -455,7 +455,7 @@ class Part:
 
     def _make(self, folder: Path, progress: bool) -> None:
         kept = self.published / "result.json"
-        if kept.is_file() and json.loads(kept.read_text())["settings"] == self.settings:
+        if kept.is_file() and json.loads(kept.read_text(encoding="utf-8"))["settings"] == self.settings:
             shutil.copytree(self.published, folder)
             return
         for need in self.needs():
@@ -609,7 +609,7 @@ def entered(study: str, name: str, **changes) -> list[dict]:
     for folder in sorted(_folder(STUDIES[study]).glob("seed*")):
         part = Part(get(study, **changes), name, int(folder.name.removeprefix("seed")))
         file = folder / f"{part.label}.json"
-        result = json.loads(file.read_text()) if file.is_file() else {}
+        result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         found += [result] if result.get("settings") == part.settings else []
     return found
 

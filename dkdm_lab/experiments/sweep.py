@@ -53,7 +53,7 @@ def remaining(run: Run) -> float:
             run, p.synthetic_images
         )
     file = run.folder / "curve.json"
-    scored = json.loads(file.read_text()) if done and file.is_file() else []
+    scored = json.loads(file.read_text(encoding="utf-8")) if done and file.is_file() else []
     last = scored[-1]["iteration"] if scored else 0
     points = [point for point in run.callback_at if point > last] if run.iterations else [0]
     scoring = sum(
@@ -92,7 +92,7 @@ def missing(wanted: Iterable[tuple[Run, bool]]) -> list[Task]:
     tasks = []
     for run, primed in wanted:
         file = results_dir() / run.preset.name / f"{run.name}.json"
-        found = json.loads(file.read_text()) if file.is_file() else None
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
         tasks += [Task(run)] if found is None else []
         tasks += [Task(run, primed=True)] if primed and "against_teacher" not in (found or {}) else []
     return tasks

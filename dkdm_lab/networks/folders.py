@@ -52,7 +52,7 @@ def read_model(folder: Path, classes: Mapping[str, type]) -> nn.Module:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise ValueError(f"{folder}: found no config.json, expected a diffusers model or pipeline folder")
-    name = json.loads(config_file.read_text()).get("_class_name")
+    name = json.loads(config_file.read_text(encoding="utf-8")).get("_class_name")
     if name not in classes:
         raise ValueError(f"{config_file}: found network class {name!r}, expected one of {sorted(classes)}")
     try:
@@ -70,7 +70,7 @@ def read_scheduler(folder: Path):
     discrete steps, or that predicts or clips what the book has no terms for."""
     file = folder / "scheduler_config.json"
     try:
-        name = json.loads(file.read_text()).get("_class_name")
+        name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
         scheduler = getattr(diffusers, str(name)).from_pretrained(folder)
     except Exception as error:
         raise ValueError(f"{file}: the scheduler cannot be read ({error})") from error

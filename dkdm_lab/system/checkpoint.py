@@ -154,7 +154,7 @@ class Checkpoints:
         """What is wrong with a snapshot's files, if anything, and its snapshot.json. ValueError for one that
         is sound but not for us."""
         try:
-            about = json.loads((place / "snapshot.json").read_text())
+            about = json.loads((place / "snapshot.json").read_text(encoding="utf-8"))
             version, settings = about["format"], about["settings"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"snapshot.json cannot be read ({error})", {}
@@ -177,7 +177,10 @@ def newest_whole(folder: Path) -> Path | None:
     Nothing is changed there."""
     for place in sorted(folder.glob("[0-9]*"), reverse=True):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if _changed(place, json.loads((place / "snapshot.json").read_text())["sha256"]) is None:
+            if (
+                _changed(place, json.loads((place / "snapshot.json").read_text(encoding="utf-8"))["sha256"])
+                is None
+            ):
                 return place
     return None
 

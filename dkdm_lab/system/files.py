@@ -81,7 +81,7 @@ _ADVICE = "runs need a writable data_cache with space (set DKDM_DATA_CACHE to us
 def write_json(file: Path, value, advice: str = _ADVICE) -> None:
     """Write JSON whole or not at all. advice: as of :func:`explained`."""
     with explained(file.parent, advice), whole(file) as scratch:
-        scratch.write_text(json.dumps(value, indent=1) + "\n")
+        scratch.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 _REASONS = {

@@ -34,7 +34,7 @@ def provenance() -> dict:
 def _commit() -> str:
     """The commit of this checkout; of a copy without its history what the variable DKDM_COMMIT says."""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        ask = {"cwd": CHECKOUT, "capture_output": True, "text": True, "check": True}
+        ask = {"cwd": CHECKOUT, "capture_output": True, "encoding": "utf-8", "check": True}
         commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **ask).stdout.strip()
         changed = subprocess.run(["git", "status", "--porcelain", "dkdm_lab"], **ask).stdout.strip()
         return commit + ("+changes" if changed else "")

@@ -160,8 +160,8 @@ def distill(
     }
     with explained(out, "the same call goes on from its last checkpoint"), added(out, file.name) as new:
         teacher.write_network(new, averaged)
-        (new / "history.json").write_text(json.dumps(vars(history)))
-        (new / file.name).write_text(json.dumps(found, indent=1))
+        (new / "history.json").write_text(json.dumps(vars(history)), encoding="utf-8")
+        (new / file.name).write_text(json.dumps(found, indent=1), encoding="utf-8")
     budget.kept()
     _complete(teacher, averaged, settings, out, conditions, evaluate, samples, found)
     return averaged
@@ -182,7 +182,7 @@ def _begun(out: Path, settings: Distillation, teacher: Pipeline) -> dict:
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"{out}: found other files there, expected an empty or a new folder")
         return {}
-    found = json.loads(file.read_text())
+    found = json.loads(file.read_text(encoding="utf-8"))
     # What moves had before they had a variance of their own.
     variance = "stretched" if teacher.denoiser.learns_variance else teacher.diffusion.variance
     begun = {**_LATER, "variance": variance, **found["settings"]}
@@ -221,7 +221,7 @@ def _complete(
             teacher.write_other_parts(new, student)
 
     def loss() -> None:
-        history = json.loads((out / "history.json").read_text())
+        history = json.loads((out / "history.json").read_text(encoding="utf-8"))
         values = {"L'simple": history["simple"]}
         if student.learns_variance:
             values["L'vlb, bits per dimension"] = history["vlb"]

@@ -265,7 +265,7 @@ def _network(which: str, teacher: nn.Module) -> tuple[type, dict]:
             f"{', '.join(NETWORKS)}"
         )
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
         return NETWORK_CLASSES[config["_class_name"]], config
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -275,7 +275,7 @@ def _network(which: str, teacher: nn.Module) -> tuple[type, dict]:
 
 def read_prompts(file: str | Path) -> list[str]:
     """The lines of a text file, but for empty ones; ValueError where there are none."""
-    lines = [line.strip() for line in Path(file).read_text().splitlines()]
+    lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
     prompts = [line for line in lines if line]
     if not prompts:
         raise ValueError(f"{file}: found no prompts, expected one a line")
