@@ -1,6 +1,6 @@
 """What a pool's samples keep of their energy, by how they move, with an exact teacher.
 
-    python benchmarks/moves.py                                  the table of chapter 6, in seconds
+    python benchmarks/moves.py                                  the table behind chapter 22, in seconds
     python benchmarks/moves.py --schedule linear --T 1000 --strides 20,100 --s2 0.02,2
     python benchmarks/moves.py --directions 0.05 --out moves.json
 

@@ -124,6 +124,7 @@ assert after < noise / 10 and near.min() > 50
 # | all of it on one page | [14. The report](14_report.ipynb) | |
 # | IV. Beyond pixels, | [15. Latent space](15_latent_space.ipynb), [16. Any teacher](16_any_teacher.ipynb), [17. Conditions](17_conditions.ipynb) | Table 3, and what the paper leaves open |
 # | beyond diffusion | [18. A ladder VAE](18_lvae.ipynb) to [21. A classifier without data](21_classifier.ipynb) | a second source: VAEs and classifiers ([Group 2, 2025](references.md)) |
+# | V. Beyond the paper's pool | [22. Moves](22_moves.ipynb) | cheaper pools, with a theory of their noise |
 #
 # There are **two kinds of numbers**. What a chapter computes while it runs is *live*: one seed, small networks,
 # minutes on a laptop. Beside it stands the *ledger*, the folder `book/results/`: longer runs, most of them over

@@ -170,7 +170,7 @@ print(f"better in {sum(x < 1 for x in gains)} of {len(gains)} seeds")
 #
 # ## Limits
 #
-# The presets' shuffle denoise is a cheap one (`warmup="harvest"`); [chapter 6](06_dynamic.ipynb) compares it with the paper's.
+# The presets' shuffle denoise is a cheap one (`warmup="harvest"`); [chapter 22](22_moves.ipynb) compares it with the paper's.
 #
 # ## Exercises
 #

@@ -16,7 +16,7 @@
 #
 # **What you'll do.** Run Algorithm 1, see the pool at work, and compare five ways to train a student.
 #
-# **What you'll learn.** What the large pool buys, what it costs to fill, and how to fill it for much less.
+# **What you'll learn.** What the large pool buys, and what it costs to fill.
 #
 # **What you need.** [Chapter 5](05_shuffled.ipynb).
 
@@ -30,10 +30,9 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 import torch
 
 from dkdm_lab.data import GaussianMixture, to_uint8
-from dkdm_lab.experiments import ledger, paper, presets, runs
-from dkdm_lab.metrics import energy_distance
+from dkdm_lab.experiments import ledger, presets, runs
 from dkdm_lab.notebook.explore import watch
-from dkdm_lab.pools import DynamicPool, ShuffledPool
+from dkdm_lab.pools import DynamicPool
 from dkdm_lab.system import figures
 from dkdm_lab.system.provenance import device
 
@@ -158,23 +157,9 @@ print(f"teacher evaluations of the warm-up:      {size * (large.T - 1) // 2:,}")
 print(f"teacher evaluations of the distillation: {large.iterations * b:,}")
 
 # %% [markdown]
-# Two cheaper ways. `"respaced"` walks in ten large steps, the last one cut short to end at the sample's own level.
-# `"harvest"` goes further. It runs a few chains of ten large steps and uses *every* state on the way: a chain's state,
-# noised forward by Eq. 4 to a random level of its interval, is one sample of the pool. That is one teacher evaluation
-# a sample. What do the students make of it?
-
-# %%
-for warmup in ("full", "respaced", "harvest"):
-    found = ledger.results(preset, {"method": "dynamic", "warmup": warmup})
-    if found:
-        first, fids = found[0], [r["metrics"][settings.metric] for r in found]
-        cost = first["teacher_evaluations"] - first["student_evaluations"]
-        print(f"{warmup:9s}{cost:9,} evaluations,", settings.metric, end=" ")
-        print(ledger.spread(fids), "over", len(fids), "seeds (ledger)")
-
-# %% [markdown]
-# The three differ by less than their spread over seeds, so three seeds do not tell them apart. What they cost is plain.
-# The cheapest, `"harvest"`, is this book's default; the paper's own way is one argument away.
+# This book fills its pools with one evaluation per sample (`warmup="harvest"`), and students do not tell the
+# difference. How that works, and how a sample may move by more than one step at a time, is
+# [chapter 22](22_moves.ipynb). The paper's own way is one argument away.
 #
 # ## Five ways to train a student
 #
@@ -208,92 +193,6 @@ for other in ("data-based", "data-free", "shuffled", "iterative"):
     print(f"dynamic is better than {other} for {wins} of {len(seeds)} seeds")
 
 # %% [markdown]
-# ## Beyond the paper: strides
-#
-# In the paper's CIFAR-10 run a sample of the pool has $200{,}000\,b / (\rho\,T\,b) = 500$ turns, half a walk from noise
-# to image. Half of the samples never start anew, and the student sees few trajectories. A smaller pool walks more
-# often, but then its batches meet each other again too soon.
-#
-# A sample can also walk *faster*. One evaluation of the teacher gives $\epsilon$, hence the target, and $\hat x^0$ with
-# it. Nothing says that the sample must move by the one step that the student learns. It can move $k$ steps at once, as
-# a respaced sampler would, while the student's target stays that of a single step. Fresh samples begin at one of the
-# last $k$ levels, drawn evenly, so that $t$ stays exactly uniform. This is `DynamicPool(..., stride=k)`; the paper's
-# pool has $k = 1$, and so have all presets.
-#
-# The price is a coarser walk. With the exact teacher we can ask how coarse it may be. Large pools of points walk down
-# twice. What then lies below $t = 10$ is compared with data noised by Eq. 4.
-
-# %%
-ring = GaussianMixture.ring()
-
-
-def astray(stride, n=4000, low=10):
-    points = ShuffledPool(plane, exact, n, stride=stride)
-    for _ in range(2 * plane.T // stride):
-        next(points)
-    x, t = points.x[points.t < low], points.t[points.t < low]
-    data, noise = ring.sample(len(x), seed=5), torch.randn(len(x), 2)
-    return energy_distance(x, plane.q_sample(data, t, noise))
-
-
-distances = {k: astray(k) for k in (1, 2, 5, 10, 20, 50)}
-line = list(distances), list(distances.values())
-figures.curves({"a pool of that stride": line}, "k", "energy distance")
-
-# %%
-print({k: round(distance, 3) for k, distance in distances.items()})
-assert max(distances[k] for k in (1, 2, 5, 10)) < 0.01 < distances[50]
-
-# %% [markdown]
-# Up to $k = 20$, a fifth of $T$, the distance is what chance leaves between two sets of so few points. At 50 the pool
-# has left the data. What does it mean for students? From the ledger of a small study, with the pool's size in rows and
-# the stride in columns; what has not been run says so.
-
-# %%
-study = presets.get("digits-pools")
-
-
-def students(rho, k):
-    where = {"method": "dynamic", "rho": rho, "stride": k}
-    return ledger.by_seed("digits-pools", "digits-FID", where)
-
-
-rows = []
-for rho in paper.SIZES:
-    spreads = [students(rho, k) for k in paper.STRIDES]
-    cells = [str(ledger.spread([*s.values()])) if s else "not run" for s in spreads]
-    rows.append([f"{round(rho * study.T) * study.batch_size:,}", *cells])
-ledger.Table.of(["samples", *[f"k = {k}" for k in paper.STRIDES]], rows)
-
-# %%
-of_paper, small, strided = (
-    students(rho, k) for rho, k in ((0.4, 1), (0.04, 1), (0.04, 10))
-)
-for name, other in (("the paper's pool", of_paper), ("k = 1", small)):
-    wins = [strided[s] < other[s] for s in strided.keys() & other.keys()]
-    print(f"a tenth of the pool, k = 10: better than {name}", end=" ")
-    print(f"for {sum(wins)} of {len(wins)} seeds")
-
-# %% [markdown]
-# What a tenth would be worth, at the paper's CelebA, for each way to fill the pool:
-
-# %% tags=["nbval-check-output"]
-large = presets.get("celeba64")
-for rho in (large.rho, large.rho / 10):
-    size = round(rho * large.T) * large.batch_size
-    memory = size * 3 * 64 * 64 * 4 / 1e9
-    print(f"{size:7,} samples, {memory:.2f} GB; evaluations:", end=" ")
-    print(f"full {size * (large.T - 1) // 2:,}, harvest {size:,}")
-
-# %% [markdown]
-# At the paper's stride a smaller pool is a worse one. With strides of ten the size hardly matters, and the pool of a tenth
-# is better than the paper's in every seed, at a tenth of the memory and of the warm-up. Which stride is best, three seeds
-# do not tell: from 2 to 20 each is better on average than 1 at that size, and their spreads overlap.
-#
-# Each sample of the paper's pool has 25 turns in this study. Whether the same holds for long trainings of large networks
-# is not known here. So the presets, which repeat the paper, keep its pool. `dkdm distill` ([chapter 16](16_any_teacher.ipynb)) is for
-# trainings as short as these, and takes the small pool and $k = T / 10$ unless told otherwise.
-#
 # ## In the authors' code
 #
 # `train_util_kd.py`, `KDTeacherLoader.dynamic_iterative_distillation`, selects with `random.sample` and keeps the pool
@@ -322,8 +221,6 @@ for rho in (large.rho, large.rho / 10):
 #
 # Equal iterations are not equal cost: the pools ask the teacher once for each sample that the student sees, data-based
 # training never does, and data-free training pays in advance. [Chapter 7](07_baselines.ipynb) compares at equal cost. The
-# cheap warm-ups start the pool a little too narrow at the smallest levels, where ten large steps lose variance; the
-# first walks through the pool replace those samples. The
 # digits are small, and the spread over three seeds is itself known only roughly.
 #
 # ## Exercises

@@ -100,7 +100,7 @@ for kind, teacher in teachers.items():
 #
 # A student is named in one of three ways: a network of this book, a `config.json`, or a factor, which is the teacher's own
 # architecture at another width. We take half the width of each. `distill` is the loop of [chapter 6](06_dynamic.ipynb), with a pool
-# that asks the pipeline for what it needs. The pool is the small one with strides that was found there; the paper's is
+# that asks the pipeline for what it needs. The pool is the small one with strides of [chapter 22](22_moves.ipynb); the paper's is
 # `rho=0.4, stride=1`. Stopped and called again, it goes on; a finished folder it leaves alone. One thing no folder tells:
 # which label stands for none. Here it is the eleventh.
 

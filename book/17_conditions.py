@@ -104,7 +104,7 @@ assert torch.equal(pool.c[kept], before[kept])
 print(f"{pool.size:,} samples, of each class:", before.bincount().tolist())
 
 # %% [markdown]
-# The counts come in tens, because each chain of the cheap warm-up serves ten samples ([chapter 6](06_dynamic.ipynb)).
+# The counts come in tens, because each chain of the cheap warm-up serves ten samples ([chapter 22](22_moves.ipynb)).
 #
 # What is the student shown? The student shall be guided one day, so it must know $\varnothing$ as well. Of each batch a
 # share, a tenth, is shown under $\varnothing$, *with the teacher's answer to* $\varnothing$. The sample itself moves on

@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # 22. A gallery
+# # 23. A gallery
 #
 # *Figs. 5 and 11 to 15 of the paper.*
 #
