@@ -54,7 +54,11 @@ def randn(*shape):
 #
 # $$q(x^t \mid x^{t-1}) = \mathcal N(x^t;\ \sqrt{1 - \beta_t}\, x^{t-1},\ \beta_t I). \tag{1}$$
 #
-# Steps of this kind add up. With $\alpha_t = 1 - \beta_t$ and $\bar\alpha_t = \prod_{s \le t} \alpha_s$, any level
+# A whole way up is one such step after the other,
+#
+# $$q(x^{1:T} \mid x^0) = \prod_{t=1}^T q(x^t \mid x^{t-1}), \tag{2}$$
+#
+# and steps of this kind add up. With $\alpha_t = 1 - \beta_t$ and $\bar\alpha_t = \prod_{s \le t} \alpha_s$, any level
 # can be reached at once from the clean sample $x^0$:
 #
 # $$x^t = \sqrt{\bar\alpha_t}\, x^0 + \sqrt{1 - \bar\alpha_t}\, \epsilon, \qquad \epsilon \sim \mathcal N(0, I). \tag{4}$$
@@ -188,7 +192,10 @@ assert ratio[0] < ratio[T // 10] < ratio[T // 2]
 #
 # $$L_\text{hybrid} = L_\text{simple} + \lambda L_\text{vlb}. \tag{13}$$
 #
-# In $L_\text{vlb}$ the mean is held fixed, so that it does not disturb what $L_\text{simple}$ teaches. All that
+# In $L_\text{vlb}$ the mean is held fixed, so that it does not disturb what $L_\text{simple}$ teaches. The paper leaves
+# $\lambda$ open. Nichol and Dhariwal take 0.001 with the sum of the KL over all $T = 1000$ steps. Code draws one step
+# for each sample instead of summing, so there it is $\lambda = 0.001 \cdot 1000 = 1$, with the KL in bits per dimension:
+# ADM's weight, the authors', and ours. All that
 # training needs from the data arrives in a *batch*, and a batch has four parts.
 
 # %%

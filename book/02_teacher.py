@@ -30,14 +30,20 @@ seed = 0
 changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 
 # %%
+import math
+from itertools import islice
+
 import torch
 
 from dkdm_lab import networks
 from dkdm_lab.data import load_images, to_uint8
 from dkdm_lab.experiments import ledger, presets, runs
+from dkdm_lab.losses import decoder_nll
 from dkdm_lab.metrics import score
+from dkdm_lab.sources import NoisedImages
 from dkdm_lab.system import figures
 from dkdm_lab.system.provenance import device
+from dkdm_lab.training import train
 
 figures.use_style()
 settings = presets.get(preset, live=live, **changes)
@@ -86,10 +92,60 @@ eps, v = teacher_network(x_t, torch.tensor([3, settings.T - 1]))
 assert eps.shape == v.shape == x_t.shape
 
 # %% [markdown]
+# ## A training step
+#
+# Algorithm 2 trains it. Here it is, the whole loop of this book. A *source* yields batches of the four fields of
+# [chapter 1](01_diffusion.ipynb); what the loop does with them never changes.
+
+
+# %%
+def learn(student, source, iterations, lr):
+    """Descend Eq. 13 over the batches of a source."""
+    optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=0.0)
+    student.train()
+    for batch in islice(source, iterations):
+        eps, v = student(batch.x_t, batch.t)
+        simple = (batch.eps - eps).square()  # Eq. 11
+        p = diffusion.p(batch.x_t, batch.t, eps.detach(), v)  # Eqs. 8 and 12
+        kl = batch.target.kl(p)  # Eq. 9
+        if (
+            batch.observed
+        ):  # at the lowest level x_0 is known: its likelihood instead
+            nll = decoder_nll(batch.target.mean, p)
+            kl = torch.where(batch.t.view(-1, 1, 1, 1) == 0, nll, kl)
+        loss = simple.mean() + kl.mean() / math.log(2)  # Eq. 13, lambda = 1
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+# %% [markdown]
+# `train` in the module is this loop with what a long training needs: an average of the weights, checkpoints, several
+# processes, a log. Let both take twenty steps from the same weights, on the same batches.
+
+
+# %%
+def beginner():
+    torch.manual_seed(seed)
+    network = networks.build(settings.student)
+    return network, NoisedImages(diffusion, images, batch_size=32, seed=seed)
+
+
+ours, source = beginner()
+learn(ours, source, 20, lr=settings.lr)
+theirs, source = beginner()
+train(theirs, source, diffusion, 20, lr=settings.lr, progress=False)
+apart = max(
+    (a.cpu() - b.cpu()).abs().max().item()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+)
+assert apart < 1e-4  # a step moves a weight by about lr = 1e-3
+
+# %% [markdown]
 # ## Train it, or load it
 #
 # A *run* is a preset, a method and a seed. It has a folder in `data_cache/runs/`. If it is finished, its result is
-# read. If it was interrupted, it goes on. Otherwise it is trained now, by Algorithm 2.
+# read. If it was interrupted, it goes on. Otherwise it is trained now, by that loop.
 
 # %%
 run = runs.Run(small, "teacher", seed)

@@ -171,7 +171,10 @@ figures.curves(lines, "iteration", "bits per dimension", log_y=True)
 # $$L'_\text{simple} = \mathbb E_{\hat x^t, t}\, \|\epsilon_{\theta_T}(\hat x^t, t) -
 # \epsilon_{\theta_S}(\hat x^t, t)\|^2, \tag{17}$$
 #
-# and Eq. 18 likewise for the KL. Nothing in it is data. But is $\hat x^t$ distributed like $x^t$? We walk 4,000
+# $$L'_\text{vlb} = \mathbb E_{\hat x^t, t}\, D_{KL}\big(p_{\theta_T}(\hat x^{t-1} \mid \hat x^t)\ \|\
+# p_{\theta_S}(\hat x^{t-1} \mid \hat x^t)\big). \tag{18}$$
+#
+# Nothing in them is data. But is $\hat x^t$ distributed like $x^t$? We walk 4,000
 # points down from noise, and stop at several levels to compare them with real points noised to the same level. For
 # the yardstick, real points noised again are compared with them too.
 

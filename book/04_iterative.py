@@ -29,12 +29,14 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 # %%
 import torch
 
+from dkdm_lab import networks
 from dkdm_lab.data import load_images, to_model, to_uint8
 from dkdm_lab.experiments import ledger, presets, runs
 from dkdm_lab.notebook.explore import watch
 from dkdm_lab.pools import IterativePool
 from dkdm_lab.system import figures
 from dkdm_lab.system.provenance import device
+from dkdm_lab.training import train
 
 figures.use_style()
 settings = presets.get(preset, live=live, **changes)
@@ -93,7 +95,21 @@ watch(run.source(), iterations=settings.T + 20, every=settings.T // 10)
 #
 # ## Train on it
 #
-# The same loop as for the teacher, with the pool in the place of the data.
+# The loop is that of [chapter 2](02_teacher.ipynb). Its source is the pool in the place of the data, and nothing else changes:
+
+# %%
+torch.manual_seed(seed)
+novice = networks.build(settings.student)
+source = IterativePool(
+    diffusion, teacher, settings.batch_size, seed=seed, device=device()
+)
+novice, history = train(
+    novice, source, diffusion, 20, lr=settings.lr, log_every=20, progress=False
+)
+print(f"L'simple after 20 iterations: {history.simple[-1]:.3f}")
+
+# %% [markdown]
+# Now the run at its full length, which keeps its curve and its score.
 
 # %%
 result = run.result()

@@ -29,11 +29,14 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 # %%
 import torch
 
+from dkdm_lab import networks
 from dkdm_lab.data import to_uint8
 from dkdm_lab.experiments import ledger, presets, runs
 from dkdm_lab.notebook.explore import watch
+from dkdm_lab.pools import ShuffledPool
 from dkdm_lab.system import figures
 from dkdm_lab.system.provenance import device
+from dkdm_lab.training import train
 
 figures.use_style()
 settings = presets.get(preset, live=live, **changes)
@@ -72,6 +75,22 @@ watch(run.source(), iterations=settings.T, every=settings.T // 10)
 # chapter is gone. The samples are always a mixture, from noise (top left) to images (bottom right).
 #
 # ## Train on it
+#
+# The loop is that of [chapter 2](02_teacher.ipynb). Its source is the shuffled pool, and nothing else changes:
+
+# %%
+torch.manual_seed(seed)
+novice = networks.build(settings.student)
+source = ShuffledPool(
+    diffusion, teacher, settings.batch_size, seed=seed, device=device()
+)
+novice, history = train(
+    novice, source, diffusion, 20, lr=settings.lr, log_every=20, progress=False
+)
+print(f"L'simple after 20 iterations: {history.simple[-1]:.3f}")
+
+# %% [markdown]
+# And the run at its full length, beside the iterative one:
 
 # %%
 methods = ("shuffled", "iterative")

@@ -29,12 +29,14 @@ changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 # %%
 import torch
 
+from dkdm_lab import networks
 from dkdm_lab.data import GaussianMixture, to_uint8
 from dkdm_lab.experiments import ledger, presets, runs
 from dkdm_lab.notebook.explore import watch
 from dkdm_lab.pools import DynamicPool
 from dkdm_lab.system import figures
 from dkdm_lab.system.provenance import device
+from dkdm_lab.training import train
 
 figures.use_style()
 settings = presets.get(preset, live=live, **changes)
@@ -55,28 +57,49 @@ teacher = runs.Run(settings, "teacher", seed).model()
 # $$L^\star_\text{simple} = \mathbb E_{(\hat x^t, t) \sim \hat{\mathcal B}^+}\,
 # \|\epsilon_{\theta_T}(\hat x^t, t) - \epsilon_{\theta_S}(\hat x^t, t)\|^2 \tag{20}$$
 #
-# and the KL divergence of Eq. 21 likewise.
+# $$L^\star_\text{vlb} = \mathbb E_{(\hat x^t, t) \sim \hat{\mathcal B}^+}\,
+# D_{KL}\big(p_{\theta_T}(\hat x^{t-1} \mid \hat x^t)\ \|\ p_{\theta_S}(\hat x^{t-1} \mid \hat x^t)\big) \tag{21}$$
 #
-# The work in an iteration is $O(b)$, whatever $\rho$ is. Here is the algorithm as it stands in the paper. A test
-# proves that `DynamicPool` gives the same batches.
+# in one sum, with the $\lambda$ of [chapter 1](01_diffusion.ipynb):
+#
+# $$L^\star_\text{DKDM} = L^\star_\text{simple} + \lambda L^\star_\text{vlb}. \tag{19}$$
+#
+# The work in an iteration is $O(b)$, whatever $\rho$ is. Here is the algorithm as it stands in the paper.
 
 
 # %%
 @torch.no_grad()
 def algorithm_1(x, t, generator, iterations, b):
     for _ in range(iterations):
-        chosen = torch.randperm(len(x), generator=generator)[:b]  # line 4
+        chosen = torch.randperm(len(x), generator=generator, device=x.device)[
+            :b
+        ]  # line 4
         x_t, t_chosen = x[chosen], t[chosen]
         eps, v = teacher(x_t, t_chosen)
         p = diffusion.p(x_t, t_chosen, eps, v, clip=diffusion.clip)
         yield x_t, t_chosen, eps, p  # lines 5 to 7 belong to the student
-        noise = torch.randn(x_t.shape, generator=generator)
-        fresh = torch.randn(x_t.shape, generator=generator)
+        noise = torch.randn(x_t.shape, generator=generator, device=x.device)
+        fresh = torch.randn(x_t.shape, generator=generator, device=x.device)
         x_next = diffusion.step(p, t_chosen - 1, noise)
         done = t_chosen == 0
         x[chosen] = x_next  # line 8, and a fresh start where x_0 is reached
         x[chosen[done]] = fresh[done]
         t[chosen] = torch.where(done, diffusion.T - 1, t_chosen - 1)
+
+
+# %% [markdown]
+# `DynamicPool` is this loop. Give both the same filled pool and the same random numbers, and they yield the same
+# batches, to the bit.
+
+# %%
+pool = DynamicPool(diffusion, teacher, 16, rho=0.1, seed=seed, device=device())
+pool.fill()
+generator = torch.Generator(device())
+generator.set_state(pool.state_dict()["generator"])
+mine = algorithm_1(pool.x.clone(), pool.t.clone(), generator, 30, b=16)
+for (x_t, t, eps, p), batch in zip(mine, pool, strict=False):
+    assert torch.equal(x_t, batch.x_t) and torch.equal(t, batch.t)
+    assert torch.equal(eps, batch.eps) and torch.equal(p.mean, batch.target.mean)
 
 
 # %% [markdown]
@@ -112,6 +135,27 @@ print(f"teacher evaluations an iteration: {pool.evaluations - filled}")
 
 # %% [markdown]
 # ## Train on it
+#
+# The loop is that of [chapter 2](02_teacher.ipynb). Its source is the pool of Algorithm 1, and nothing else changes:
+
+# %%
+torch.manual_seed(seed)
+novice = networks.build(settings.student)
+source = DynamicPool(
+    diffusion,
+    teacher,
+    settings.batch_size,
+    rho=settings.rho,
+    seed=seed,
+    device=device(),
+)
+novice, history = train(
+    novice, source, diffusion, 20, lr=settings.lr, log_every=20, progress=False
+)
+print(f"L'simple after 20 iterations: {history.simple[-1]:.3f}")
+
+# %% [markdown]
+# And the run at its full length, beside the two others:
 
 # %%
 methods = ("dynamic", "shuffled", "iterative")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from dkdm_lab.data.images import to_uint8
 from dkdm_lab.pools import Pool
+from dkdm_lab.system import figures
 
 _serial = itertools.count()
 
@@ -22,16 +23,16 @@ def watch(pool: Pool, iterations: int, every: int) -> HTML:
 
     The pool never asks the student anything, so what it does alone is what it does in training.
     """
-    figures, labels = [], []
+    shown, labels = [], []
     pool.fill()
     for number in range(iterations + 1):
         if number % every == 0:
             x, t, T = pool.x.cpu(), pool.t.cpu(), pool.diffusion.T
             points = len(pool.shape) == 1
-            figures.append(figures.pool_points(x, t, T) if points else figures.pool_images(to_uint8(x), t, T))
+            shown.append(figures.pool_points(x, t, T) if points else figures.pool_images(to_uint8(x), t, T))
             labels.append(f"iteration {number}")
         next(pool)
-    return frames(figures, labels, "time")
+    return frames(shown, labels, "time")
 
 
 def frames(figures: Sequence[Figure], labels: Sequence[str], name: str, start: int = 0) -> HTML:

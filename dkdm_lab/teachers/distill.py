@@ -37,8 +37,8 @@ class Distillation:
     """What decides a distillation; the defaults are Table 6's, but for the number of iterations and the pool.
 
     That pool is a tenth of the paper's and moves by strides; None is a tenth of the teacher's T. In short
-    trainings it does better (chapter 22). The paper's is ``rho=0.4, stride=1``. lr: None is Table 6's 1e-4 for
-    10,000 iterations and more, and up to 1e-3 for fewer: at 1e-4 a few hundred teach next to nothing.
+    trainings it does better (chapter 22). The paper's is ``rho=0.4, stride=1``. lr: None is Table 6's 1e-4
+    for 10,000 iterations and more, and up to 1e-3 for fewer: at 1e-4 a few hundred teach next to nothing.
     """
 
     teacher: str
