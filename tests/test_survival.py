@@ -107,7 +107,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_never_was(name, tmp_path, rec
         process.join()
         if process.exitcode == -signal.SIGKILL:
             kills += 1
-            in_writing += any(folder.glob(".[0-9]*"))
+            in_writing += any(folder.glob(".new-*"))
     record_property("kills", kills)
     record_property("in the middle of a checkpoint", in_writing)
     print(f"{name}: {kills} kills, {in_writing} of them in the middle of a checkpoint")
@@ -134,8 +134,8 @@ def die(function, call):
     [
         ("_save", 5, [4, 8]),  # a checkpoint has two files
         ("_write", 3, [4, 8]),
-        ("_sync", 5, [4, 8]),  # before it is renamed
-        ("_sync", 6, [4, 8, 12]),  # after that, before the oldest is removed
+        ("sync", 5, [4, 8]),  # before it is renamed
+        ("sync", 6, [4, 8, 12]),  # after that, before the oldest is removed
     ],
 )
 def test_killed_within_the_third_checkpoint(function, call, left, tmp_path):

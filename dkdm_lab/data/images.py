@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -282,10 +281,32 @@ def mix(real: Tensor, synthetic: Tensor, fraction: float, seed: int = 0) -> Tens
     return torch.cat([real[torch.randperm(len(real), generator=generator)[:n_real]], synthetic[kept]])
 
 
-def shuffled(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+class Shuffled:
     """Batches of indices into ``n`` samples, ``[batch_size]`` int64, without end; each pass over them is a
-    fresh permutation, and what is left over at its end is left out."""
-    if n < batch_size:
-        raise ValueError(f"data: found {n} samples, expected at least one batch of {batch_size}")
-    while True:
-        yield from torch.randperm(n, generator=generator).split(batch_size)[: n // batch_size]
+    fresh permutation, and what is left over at its end is left out.
+
+    The generator may serve others too, and is theirs to save: a state is what is left of a pass.
+    """
+
+    def __init__(self, n: int, batch_size: int, generator: torch.Generator):
+        if n < batch_size:
+            raise ValueError(f"data: found {n} samples, expected at least one batch of {batch_size}")
+        self.n, self.batch_size, self.generator = n, batch_size, generator
+        self._left = torch.empty(0, batch_size, dtype=torch.int64)
+
+    def __iter__(self) -> Shuffled:
+        return self
+
+    def __next__(self) -> Tensor:
+        if not len(self._left):
+            whole = self.n - self.n % self.batch_size
+            self._left = torch.randperm(self.n, generator=self.generator)[:whole].view(-1, self.batch_size)
+        batch, self._left = self._left[0], self._left[1:]
+        return batch
+
+    def state_dict(self) -> dict:
+        """Copied: what is left of a pass is a view into all of it."""
+        return {"left": self._left.clone()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._left = state["left"]

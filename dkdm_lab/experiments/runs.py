@@ -210,7 +210,10 @@ class Run:
 
         def make(new: Path) -> None:
             images = load_images(p.data)
-            train_autoencoder(p.autoencoder, images, seed=self.seed, progress=progress).save_pretrained(new)
+            vae = train_autoencoder(
+                p.autoencoder, images, seed=self.seed, checkpoint=folder / "checkpoints", progress=progress
+            )
+            vae.save_pretrained(new)
             budget.kept()
 
         once(folder, "config.json", make)

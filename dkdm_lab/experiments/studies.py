@@ -380,8 +380,15 @@ class Part:
 
     @property
     def status(self) -> str:
-        """``finished`` or ``not begun``: a part is made in one go."""
-        return "finished" if (self.folder / "result.json").is_file() else "not begun"
+        """``finished``, ``resumable`` or ``not begun``."""
+        if (self.folder / "result.json").is_file():
+            return "finished"
+        return "resumable" if any(self._checkpoints.glob("[0-9]*")) else "not begun"
+
+    @property
+    def _checkpoints(self) -> Path:
+        """Of its training; they go when the part comes into its place."""
+        return self.folder / "checkpoints"
 
     def needs(self) -> list[Part]:
         """What it stands on."""
@@ -460,7 +467,7 @@ class Part:
             return
         for need in self.needs():
             need.result(progress)
-        started = time.perf_counter()
+        started, resuming = time.perf_counter(), self.status == "resumable"
         folder.mkdir()
         makers = {
             "guide": self._make_guide,
@@ -470,6 +477,7 @@ class Part:
         }
         outcome = makers[self.kind](folder, progress)
         wall = {"wall_s": round(time.perf_counter() - started, 1)}
+        wall |= {"resumed": True} if resuming else {}  # then it counts the last leg only
         made = {"settings": self.settings, **outcome, **wall, "made_with": provenance()}
         write_json(folder / "result.json", made)
 
@@ -487,6 +495,7 @@ class Part:
         network = networks.build(s.guide).to(device())
         trained, history = train(
             network, source, diffusion, s.guide_iterations, lr=s.guide_lr, ema=s.guide_ema,
+            checkpoint=self._checkpoints, checkpoint_every=500,
             progress=progress, description=self._description(),
         )  # fmt: skip
         trained.save_pretrained(folder / "model", diffusion)
@@ -539,7 +548,7 @@ class Part:
             teacher=None if self._teaches else self._need("vae-teacher").model(),
             batch_size=s.batch_size, lr=s.teacher_lr if self._teaches else s.lr,
             weight_decay=s.weight_decay, blind=s.blind if "both" in self.name else 0.0, seed=self.seed + 1,
-            progress=progress, description=self._description(),
+            checkpoint=self._checkpoints, progress=progress, description=self._description(),
         )  # fmt: skip
         vae.save_pretrained(folder / "model")
         test = split.test[: s.samples]
@@ -573,7 +582,7 @@ class Part:
             labels=split.train_labels if self._teaches else None,
             teacher=None if self._teaches else self._need("classifier-teacher").model(),
             temperature=s.temperature, lr=s.classifier_lr, seed=self.seed + 1,
-            progress=progress, description=self._description(),
+            checkpoint=self._checkpoints, progress=progress, description=self._description(),
         )  # fmt: skip
         torch.save(classifier.state_dict(), folder / "classifier.pt")
         return {
