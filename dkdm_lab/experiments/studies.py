@@ -32,18 +32,19 @@ from dkdm_lab.beyond.loss_guided_synthesis import ClassifierLosses, VAELosses, s
 from dkdm_lab.beyond.vae import LVAE, sample_vae, train_vae
 from dkdm_lab.data.images import load_images, load_labels, to_model
 from dkdm_lab.experiments import presets
-from dkdm_lab.experiments.ledger import Spread, Table, spread
+from dkdm_lab.experiments.ledger import LEDGER, Spread, Table, spread
 from dkdm_lab.experiments.paper import Check, Claim
 from dkdm_lab.experiments.speed import seconds_of
 from dkdm_lab.metrics.scores import compare
 from dkdm_lab.networks.folders import read_model
 from dkdm_lab.sources import NoisedImages
-from dkdm_lab.system.files import once, whole_folder, write_json
+from dkdm_lab.system.files import once, read_json, readable, whole_folder, write_json
 from dkdm_lab.system.paths import cache_dir, models_dir, results_dir
 from dkdm_lab.system.provenance import device, provenance
 from dkdm_lab.teachers.pipelines import Pipeline
 from dkdm_lab.training import train
 
+_MADE_ANEW = "what this part is was lost; move its folder away, and the part is made anew"
 TIMED = 100  # images of one timed pass of a VAE, and how often it is timed
 POINTS = 50  # kept of a training's losses
 
@@ -399,7 +400,7 @@ class Part:
         another process is at it, ``wait`` for its end, or be refused with a RuntimeError. ValueError for one
         made with other settings."""
         once(self.folder, "result.json", lambda new: self._make(new, progress), wait)
-        found = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        found = read_json(self.folder / "result.json", _MADE_ANEW, ("settings",))
         for key, expected in self.settings.items():
             if found["settings"].get(key) != expected:
                 raise ValueError(
@@ -413,7 +414,8 @@ class Part:
         if self.kind != "images":
             raise ValueError(f"{self.name}: this part is a model, and has no images")
         self.result(progress)
-        return torch.from_numpy(np.load(self.folder / "images.npz")["x"])
+        with readable(self.folder / "images.npz", _MADE_ANEW):
+            return torch.from_numpy(np.load(self.folder / "images.npz")["x"])
 
     def model(self, progress: bool = True) -> LVAE | Classifier | Pipeline:
         """A VAE or a classifier, in eval mode; of a guide the pipeline."""
@@ -425,7 +427,8 @@ class Part:
         if self.kind == "vae":
             return read_model(self.folder / "model", {"LVAE": LVAE}).eval().to(device())
         classifier = self._classifier()
-        classifier.load_state_dict(torch.load(self.folder / "classifier.pt", weights_only=True))
+        with readable(self.folder / "classifier.pt", _MADE_ANEW):
+            classifier.load_state_dict(torch.load(self.folder / "classifier.pt", weights_only=True))
         return classifier.eval().to(device())
 
     # -- how it is made -------------------------------------------------------------------------------
@@ -462,7 +465,8 @@ class Part:
 
     def _make(self, folder: Path, progress: bool) -> None:
         kept = self.published / "result.json"
-        if kept.is_file() and json.loads(kept.read_text(encoding="utf-8"))["settings"] == self.settings:
+        restored = "`git checkout -- book/models` restores it"
+        if kept.is_file() and read_json(kept, restored, ("settings",))["settings"] == self.settings:
             shutil.copytree(self.published, folder)
             return
         for need in self.needs():
@@ -618,7 +622,7 @@ def entered(study: str, name: str, **changes) -> list[dict]:
     for folder in sorted(_folder(STUDIES[study]).glob("seed*")):
         part = Part(get(study, **changes), name, int(folder.name.removeprefix("seed")))
         file = folder / f"{part.label}.json"
-        result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        result = read_json(file, LEDGER) if file.is_file() else {}
         found += [result] if result.get("settings") == part.settings else []
     return found
 
