@@ -132,13 +132,14 @@ def each(items: Iterable[Item]) -> Iterator[Item]:
 # -- asked to stop --------------------------------------------------------------------------------------
 
 # Ctrl-C; a scheduler; a terminal that is closed, which Windows does not tell.
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_HANGUP = getattr(signal, "SIGHUP", None)
+_SIGNALS = [number for number in (signal.SIGINT, signal.SIGTERM, _HANGUP) if number is not None]
 
 
 class Requests:
     """Listens, in its block, to the signals that ask a training to stop. The first is noted in ``came`` and
     answered after the step, or by :func:`check`; a second one, and one that comes within :meth:`at_once`,
-    interrupts. A signal that is ignored, as SIGHUP under nohup, stays so."""
+    interrupts. A SIGHUP that is ignored, as under nohup, stays so."""
 
     def __init__(self):
         self.came, self.hurried, self._before = False, False, {}
@@ -180,6 +181,7 @@ def _heard_by(handler) -> dict:
     """Let a function hear every request to stop; returns what heard each before."""
     if threading.current_thread() is not threading.main_thread():  # Python hears signals nowhere else
         return {}
-    left = (signal.SIG_IGN, None)  # None: heard by what is not written in Python
-    numbers = [number for number in _SIGNALS if signal.getsignal(number) not in left]
-    return {number: signal.signal(number, handler) for number in numbers}
+    found = {number: signal.getsignal(number) for number in _SIGNALS}
+    # Under nohup a closed terminal is to be no request; and None is what is not written in Python.
+    found = {n: h for n, h in found.items() if h is not None and (n, h) != (_HANGUP, signal.SIG_IGN)}
+    return {number: signal.signal(number, handler) for number in found}

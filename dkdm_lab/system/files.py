@@ -343,10 +343,11 @@ def once(folder: Path, proof: str, make: Callable[[Path], None], wait: bool = Tr
 
     proof: the file in it that says it is there; a folder without it is made anew, and goes when that is done:
     checkpoints may lie in it."""
+    tidy(folder.parent)  # a killed process may have been putting it into its place
     if (folder / proof).is_file():
         return
     with alone(folder, wait):
-        tidy(folder.parent)  # a killed process may have been putting it into its place
+        tidy(folder.parent)
         if not (folder / proof).is_file():  # another process may have had it in its hands
             with explained(folder), whole_folder(folder) as new:
                 make(new)
