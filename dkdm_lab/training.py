@@ -1,32 +1,24 @@
-"""The one training loop. Data-based, data-free, iterative, shuffled, dynamic: only the source differs.
-
-:func:`descend` is for what is no denoiser: VAEs and classifiers.
-"""
+"""The one training loop. Data-based, data-free, iterative, shuffled, dynamic: only the source differs."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import random
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
-from torch import nn
 
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.losses import dkdm_loss
 from dkdm_lab.networks.denoiser import Denoiser, at_least_float32
 from dkdm_lab.system import budget, distributed
 from dkdm_lab.system.budget import OutOfTime, Stopped
-from dkdm_lab.system.checkpoint import Checkpoint, Checkpoints
+from dkdm_lab.system.checkpoint import Checkpoint, Checkpoints, random_states, set_random_states
 from dkdm_lab.system.files import alone
 from dkdm_lab.system.profile import section
 from dkdm_lab.system.progress import progress_bar
@@ -84,10 +76,10 @@ def train(
     reports.
 
     Returns the student with averaged weights, in eval mode, and the history. ``student`` itself is left
-    with its last raw weights. Errors: :class:`~dkdm_lab.system.budget.Stopped` on SIGINT or SIGTERM, once
-    all is saved; a second one stops at once. :class:`~dkdm_lab.system.budget.OutOfTime`, saved too, after
-    the step in which a :func:`~dkdm_lab.system.budget.budget` ends. FloatingPointError for a loss that is
-    not finite, or L_simple above :data:`LOSS_LIMIT`. RuntimeError where another process trains in
+    with its last raw weights. Errors: :class:`~dkdm_lab.system.budget.Stopped` on SIGINT, SIGTERM or SIGHUP,
+    once all is saved; a second one stops at once. :class:`~dkdm_lab.system.budget.OutOfTime`, saved too,
+    after the step in which a :func:`~dkdm_lab.system.budget.budget` ends. FloatingPointError for a loss that
+    is not finite, or L_simple above :data:`LOSS_LIMIT`. RuntimeError where another process trains in
     ``checkpoint``; for a checkpoint that cannot be used see
     :meth:`~dkdm_lab.system.checkpoint.Checkpoints.newest`.
     """
@@ -141,7 +133,7 @@ def train(
         distributed.done_by_main(work)
 
     hold = contextlib.nullcontext() if checkpoint is None else alone(Path(checkpoint), wait=False)
-    with distributed.held_by_main(hold), _Requests() as requests:
+    with distributed.held_by_main(hold), distributed.together(), budget.Requests() as requests:
         start = 0
         if snapshots is not None and (snapshot := snapshots.newest()):
             start = snapshot.iteration
@@ -192,69 +184,8 @@ def train(
         return state.averaged(share=True), state.history
 
 
-def descend(
-    model: nn.Module,
-    loss: Callable[[int], torch.Tensor],
-    iterations: int,
-    *,
-    lr: float,
-    weight_decay: float = 0.0,
-    progress: bool = True,
-    description: str = "training",
-) -> list[float]:
-    """A plain training, of what is no denoiser: Adam on ``loss(step)``, a scalar, for step 0 and on.
-
-    The model is in training mode meanwhile and left in eval mode. weight_decay: Adam's own, added to the
-    gradient. Returns the loss of every step. FloatingPointError for one that is not finite.
-    """
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
-    model.train()
-    losses: list[torch.Tensor] = []
-    for step in progress_bar(range(iterations), desc=description, show=progress):
-        found = loss(step)
-        found.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(found.detach())
-        looking = step % 100 == 99 or step == iterations - 1  # which waits for the device
-        if looking and not torch.isfinite(losses[-1]):
-            raise FloatingPointError(f"loss: found {float(losses[-1])} at iteration {step + 1}")
-    model.eval()
-    return torch.stack(losses).tolist() if losses else []
-
-
 def _on_cpu(source) -> bool:
     return torch.device(getattr(source, "device", "cpu")).type == "cpu"
-
-
-class _Requests:
-    """The signals that ask a training to stop. The first is noted and answered after the step; a second one,
-    and one that comes within :meth:`at_once`, interrupts."""
-
-    def __init__(self):
-        self.came, self._at_once, self._before = False, False, {}
-
-    def __enter__(self) -> _Requests:
-        if threading.current_thread() is threading.main_thread():  # Python hears signals nowhere else
-            self._before = {n: signal.signal(n, self._hear) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _hear(self, number: int, _frame) -> None:
-        if self.came or self._at_once:
-            raise Stopped(f"stopped by {signal.Signals(number).name}")
-        self.came = True
-
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        self._at_once = True
-        try:
-            yield
-        finally:
-            self._at_once = False
 
 
 class _State:
@@ -344,7 +275,7 @@ class _State:
         }
         own = {
             "source": self.source.state_dict(),
-            "random": _random_states(self.accelerator.device),
+            "random": random_states(self.accelerator.device),
             "sums": self.sums,
             "counted": self.counted,
         }
@@ -368,24 +299,5 @@ class _State:
             return
         own = snapshot.own(rank)
         self.source.load_state_dict(own["source"])
-        _set_random_states(own["random"], self.accelerator.device)
+        set_random_states(own["random"], self.accelerator.device)
         self.sums, self.counted = own["sums"].to(self.accelerator.device), own["counted"]
-
-
-def _random_states(device: torch.device) -> dict:
-    """Every generator that a network's dropout or a source may draw from."""
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
-    numpy["state"]["key"] = numpy["state"]["key"].tolist()
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy}
-
-
-def _set_random_states(states: dict, device: torch.device) -> None:
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and states["cuda"] is not None:
-        torch.cuda.set_rng_state(states["cuda"], device)
-    random.setstate(states["python"])
-    numpy = states["numpy"]
-    np.random.set_state(  # noqa: NPY002
-        {**numpy, "state": {**numpy["state"], "key": np.array(numpy["state"]["key"], np.uint32)}}
-    )

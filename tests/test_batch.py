@@ -121,6 +121,23 @@ def test_after_a_failure_no_chapter_is_begun(book):
     assert sorted(file.name for file in book.glob("*.ipynb")) == ["00_good.ipynb"]
 
 
+def test_two_books_at_once_do_not_meet(book):
+    """Each chapter of one waits until the other has begun the same one."""
+    meet = HEADER + (
+        "# %%\nimport time\nfrom pathlib import Path\nfrom uuid import uuid4\n"
+        "Path(f'begun-{{uuid4()}}').touch()\nwhile len(list(Path().glob('begun-*'))) < 2:\n"
+        "    time.sleep(0.05)\nprint('both')\n"
+    )
+    (book / "00_good.py").write_text(meet.replace("{{", "{").replace("}}", "}"), encoding="utf-8")
+    command = [sys.executable, "-c", f"{RUNS}\nrun(book=Path(sys.argv[1]))", str(book)]
+    books = [subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8") for _ in range(2)]
+    said = [process.communicate()[1] for process in books]
+    assert [process.returncode for process in books] == [0, 0], said
+    assert printed(book / "00_good.ipynb") == "both\n"
+    assert not list(book.glob(".new-*"))
+    assert "KeyboardInterrupt" not in "".join(said)  # of an idle kernel that is shut down
+
+
 def test_no_jobs_are_refused(book):
     with pytest.raises(ValueError, match="jobs: found 0, expected at least 1"):
         run_chapters(book=book, jobs=0)

@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -160,7 +161,7 @@ def test_a_folder_of_images_serves_any_preset(cache, name, mode):
 def test_a_folder_without_images_is_refused(cache):
     (cache / "cifar10" / "train").mkdir(parents=True)
     (cache / "cifar10" / "train" / "notes.txt").write_text("none here", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"train: found no images, expected \.png"):
+    with pytest.raises(ValueError, match=r"train: found no images beside 1 \.txt, expected \.png"):
         load_images("cifar10")
 
 
@@ -171,6 +172,124 @@ def test_images_of_another_size_are_refused(cache, name, sizes):
         Image.new("RGB", size).save(cache / name / "train" / f"{number}.png")
     with pytest.raises(ValueError, match=rf"{len(sizes) - 1}.png: found an image of 109x89.*expected 32x32"):
         load_images(name)
+
+
+def put(cache, name, image, **options):
+    folder = cache / "holidays" / "train"
+    folder.mkdir(parents=True, exist_ok=True)
+    image.save(folder / name, **options)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(cache):
+    """Black, a half and white, in Pillow's two ways to hold them; 32768 / 65535 of 255 is 127.5."""
+    for name, kind in (("a.png", np.uint16), ("b.tif", np.int32)):
+        put(cache, name, Image.fromarray(np.array([[0, 32767, 65535]], kind)))
+    with pytest.warns(UserWarning, match="read 2 grey images, converted 2 16-bit grey to 8 bits$"):
+        found = load_images("holidays")
+    assert found.tolist() == [[[[0, 127, 255]]]] * 2
+
+
+def test_every_still_format_is_read(cache):
+    for number, suffix in enumerate(("png", "bmp", "tif", "tiff", "ppm", "webp", "JPG")):
+        put(cache, f"{number}.{suffix}", Image.new("RGB", (4, 4), (40 * number, 0, 0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = load_images("holidays")
+    assert_close(found[:, 0, 0, 0].float(), 40.0 * torch.arange(7), atol=3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "image, options, how",
+    [
+        (Image.new("P", (4, 4)), {}, "1 of a palette"),
+        (Image.new("RGBA", (4, 4), (0, 0, 0, 255)), {}, "1 with an opaque alpha channel"),
+        (Image.new("L", (4, 4)), {}, "1 L to RGB"),
+        (Image.new("1", (4, 4)), {}, "1 1 to RGB"),
+        (Image.new("LA", (4, 4), (9, 255)), {}, "1 with an opaque alpha channel"),
+    ],
+)
+def test_what_is_converted_is_said(image, options, how, cache):
+    put(cache, "a.png", Image.new("RGB", (4, 4)))
+    put(cache, "b.png", image, **options)
+    with pytest.warns(UserWarning, match=f"holidays/train: read 2 RGB images, converted {how}$"):
+        assert load_images("holidays").shape == (2, 3, 4, 4)
+
+
+def test_colours_become_grey_where_the_first_is(cache):
+    put(cache, "a.png", Image.new("L", (4, 4)))
+    put(cache, "b.jpg", Image.new("CMYK", (4, 4)))
+    with pytest.warns(UserWarning, match="read 2 grey images, converted 1 CMYK to L$"):
+        assert load_images("holidays").shape == (2, 1, 4, 4)
+
+
+def test_a_photograph_is_turned_as_its_camera_says(cache):
+    picture = Image.new("RGB", (6, 4))
+    picture.paste((255, 255, 255), (0, 0, 3, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the right of the picture is below
+    put(cache, "a.png", picture, exif=exif)
+    with pytest.warns(UserWarning, match="converted 1 turned as the camera says"):
+        found = load_images("holidays")
+    assert found.shape == (1, 3, 6, 4)
+    assert found[0, :, :3].min() == 255 and found[0, :, 3:].max() == 0
+
+
+def test_what_is_left_out_is_said(cache):
+    for name in ("a.png", ".hidden.png"):
+        put(cache, name, Image.new("RGB", (4, 4)))
+    for name in ("notes.txt", "b.CR2", "c.CR2", "README"):
+        (cache / "holidays" / "train" / name).write_text("", encoding="utf-8")
+    left = "1 .txt, 1 hidden, 1 without a suffix, 2 .cr2"
+    with pytest.warns(UserWarning, match="read 1 RGB images, left out ") as said:
+        load_images("holidays")
+    assert sorted(str(said[0].message).split("left out ")[1].split(", ")) == sorted(left.split(", "))
+
+
+FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (4, 4), (9, 9, 9))]}
+
+
+@pytest.mark.parametrize(
+    "name, image, options, problem",
+    [
+        ("b.png", Image.new("RGBA", (4, 4), (255, 0, 0, 0)), {}, "found transparency"),
+        ("b.png", Image.new("LA", (4, 4), (255, 9)), {}, "found transparency"),
+        ("b.png", Image.new("P", (4, 4)), {"transparency": 0}, "found transparency"),
+        ("b.png", Image.new("RGB", (4, 4)), {"transparency": (0, 0, 0)}, "found transparency"),
+        ("b.gif", Image.new("RGB", (4, 4)), FRAMES, "found 2 frames, expected a still image"),
+        ("b.tiff", Image.new("RGB", (4, 4)), FRAMES, "found 2 frames, expected a still image"),
+        ("b.tiff", Image.new("F", (4, 4)), {}, "found floating-point pixels, expected 8 or 16 bits"),
+        ("b.tiff", Image.new("I", (4, 4), 70_000), {}, "found pixels of 70000 to 70000, expected 8 or 16"),
+        ("b.png", Image.new("1", (20_000, 20_000)), {}, "found an image of (20000x20000|too many pixels)"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_cannot_be_eight_bits_of_colour_is_refused(name, image, options, problem, first, cache):
+    """As the first image, which decides the size, and after another."""
+    if not first:
+        put(cache, "a.png", Image.new("RGB", (4, 4)))
+    put(cache, name, image, **options)
+    with pytest.raises(ValueError, match=f"train/{name}: {problem}"):
+        load_images("holidays")
+
+
+TORN = [b"", b"II*\x00torn", b"\x89PNG\r\n\x1a\n" + bytes(30), b"GIF89a" + bytes(9)]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "gif", "bmp"])
+@pytest.mark.parametrize("content", TORN)
+def test_torn_files_are_named(suffix, content, cache):
+    put(cache, "a.png", Image.new("RGB", (4, 4)))
+    (cache / "holidays" / "train" / f"b.{suffix}").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"train/b.{suffix}: "):
+        load_images("holidays")
+
+
+def test_a_truncated_picture_is_refused(cache):
+    put(cache, "a.png", Image.fromarray(colour_images(1)[0]))
+    file = cache / "holidays" / "train" / "a.png"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"a.png: cannot be read as an image"):
+        load_images("holidays")
 
 
 def test_what_is_no_image_is_refused(cache):

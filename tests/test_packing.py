@@ -119,7 +119,7 @@ def test_a_run_under_way_ends_elsewhere_as_if_it_had_stayed(
     assert not (run.folder / "checkpoints").exists()
     assert outcome(run) == stayed[0]
     assert torch.equal(weights(run), stayed[1])
-    assert not list(cache.glob(".unpack-*"))
+    assert not list(cache.glob(".new-*"))
 
 
 def test_a_synthetic_set_travels_with_all_its_parts_and_whole(tmp_path, cache, elsewhere, monkeypatch):

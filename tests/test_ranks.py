@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -216,5 +217,71 @@ def test_the_command_trains_on_two_processes(tmp_path, yardstick, cache):
     assert done.stdout.count("{'energy-distance'") == 1
 
 
+# -- a rank that is gone ----------------------------------------------------------------------------------
+
+WORDS = [
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234",
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:598] Connection reset by peer",
+    "[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv",
+    "NCCL error: remote process exited or there was a network error, NCCL version 2.21.5",
+    "Broken pipe",
+]
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_what_carries_the_messages_is_put_plainly(words, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    message = "rank 0 of 2: another process of this training is gone: .*; what was saved before stays"
+    with pytest.raises(RuntimeError, match=message), distributed.together():
+        with distributed.together():  # said once
+            raise RuntimeError(words)
+
+
+def test_other_errors_stay_as_they_are(monkeypatch):
+    with pytest.raises(RuntimeError, match=r"^Connection reset by peer$"), distributed.together():
+        raise RuntimeError("Connection reset by peer")  # of a single process: not of ours
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match=r"^sizes differ$"), distributed.together():
+        raise RuntimeError("sizes differ")
+
+
+class Dies(NoisedImages):
+    """A source within which this rank is gone."""
+
+    def __next__(self):
+        if distributed.rank() == 1 and self.evaluations == 0:
+            os._exit(9)
+        return super().__next__()
+
+
+def test_the_rank_that_is_left_says_that_another_is_gone():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, "die"],
+            env={
+                **os.environ,
+                **{"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"},
+                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"},
+                **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            },
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [1, 9], said
+    assert "RuntimeError: rank 0 of 2: another process of this training is gone" in said[0]
+
+
+def die():
+    torch.set_num_threads(1)
+    source = Dies(PROCESS, RING.sample(500), 8, seed=0)
+    train(networks.build("toy-student"), source, PROCESS, 10, progress=False)
+
+
 if __name__ == "__main__":
-    work(Path(sys.argv[1]))
+    die() if sys.argv[1] == "die" else work(Path(sys.argv[1]))

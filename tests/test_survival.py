@@ -3,12 +3,15 @@
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import multiprocessing
 import os
+import pty
 import random
 import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -107,7 +110,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_never_was(name, tmp_path, rec
         process.join()
         if process.exitcode == -signal.SIGKILL:
             kills += 1
-            in_writing += any(folder.glob(".[0-9]*"))
+            in_writing += any(folder.glob(".new-*"))
     record_property("kills", kills)
     record_property("in the middle of a checkpoint", in_writing)
     print(f"{name}: {kills} kills, {in_writing} of them in the middle of a checkpoint")
@@ -134,8 +137,8 @@ def die(function, call):
     [
         ("_save", 5, [4, 8]),  # a checkpoint has two files
         ("_write", 3, [4, 8]),
-        ("_sync", 5, [4, 8]),  # before it is renamed
-        ("_sync", 6, [4, 8, 12]),  # after that, before the oldest is removed
+        ("sync", 5, [4, 8]),  # before it is renamed
+        ("sync", 6, [4, 8, 12]),  # after that, before the oldest is removed
     ],
 )
 def test_killed_within_the_third_checkpoint(function, call, left, tmp_path):
@@ -181,7 +184,7 @@ class Asks(POOLS["dynamic"]):
 Asks.__name__ = POOLS["dynamic"].__name__  # the same source to a checkpoint
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_request_to_stop_saves_and_says_how_to_go_on(number, tmp_path):
     folder, handler = tmp_path / "checkpoints", signal.getsignal(number)
     message = f"stopped at iteration 31 of 120; saved in {folder}, the same call goes on from there"
@@ -189,6 +192,72 @@ def test_a_request_to_stop_saves_and_says_how_to_go_on(number, tmp_path):
         trained(Asks(31, number), folder)
     assert iterations_in(folder)[-1] == 31
     assert signal.getsignal(number) == handler
+    assert same(trained("dynamic", folder), unbroken("dynamic"))
+
+
+@pytest.mark.parametrize("warmup", ["full", "respaced", "harvest"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_request_within_a_warm_up_is_answered_in_it(number, warmup, tmp_path, monkeypatch):
+    """After the part of it under way, not after all of it."""
+    pool = POOLS["dynamic"](
+        PROCESS, GaussianMixture.ring().denoiser(PROCESS), 16, rho=0.1, warmup=warmup, seed=0
+    )
+    asked, move = [], type(pool)._move
+
+    def moving(*arguments):
+        asked.append(signal.raise_signal(number) if not asked else None)
+        return move(*arguments)
+
+    monkeypatch.setattr(type(pool), "_move", moving)
+    with pytest.raises(Stopped, match="stopped before the first step; what was saved before stays"):
+        trained(pool, tmp_path)
+    assert len(asked) == 1 and iterations_in(tmp_path) == []
+
+
+def test_a_second_request_within_a_warm_up_stops_at_once(tmp_path, monkeypatch):
+    pool = Asks(1)
+    monkeypatch.setattr(pool, "_move", lambda *_: [signal.raise_signal(signal.SIGTERM) for _ in range(2)])
+    with pytest.raises(Stopped, match="stopped by SIGTERM"):
+        trained(pool, tmp_path)
+
+
+def test_under_nohup_a_closed_terminal_is_no_request(tmp_path):
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert same(trained(Asks(31, signal.SIGHUP, signal.SIGHUP), tmp_path), unbroken("dynamic"))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, usual)
+
+
+def on_a_terminal(folder, name):
+    """Train with a bar on a terminal of its own, which goes away: the shell says so, and nothing can be
+    written to it any more."""
+    os.setsid()
+    master, terminal = pty.openpty()
+    os.dup2(terminal, 2)
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+
+    class Closed(Asks):
+        def __next__(self):
+            if self.turns.__reduce__()[1][0] == 31:
+                os.close(master)
+            return super().__next__()
+
+    Closed.__name__ = Asks.__name__
+    try:
+        trained(Closed(31, signal.SIGHUP), folder, progress=True)
+    except Stopped as stopped:
+        (folder.parent / name).write_text(str(stopped), encoding="utf-8")
+
+
+def test_a_training_whose_terminal_is_closed_saves_itself(tmp_path):
+    folder = tmp_path / "checkpoints"
+    process = CHILDREN.Process(target=on_a_terminal, args=(folder, "said"))
+    process.start()
+    process.join()
+    said = (tmp_path / "said").read_text(encoding="utf-8")
+    assert said.startswith("stopped at iteration 31 of 120; saved in ")
     assert same(trained("dynamic", folder), unbroken("dynamic"))
 
 
@@ -310,6 +379,98 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(damage, nam
         resumed = trained("dynamic", stopped)
     assert same(resumed, unbroken("dynamic"))
     assert (stopped / "damaged-000000031").is_dir()
+
+
+def set_to(**values):
+    def change(about):
+        about.update(values)
+
+    return change
+
+
+def without(key):
+    return lambda about: about.pop(key)
+
+
+def of_another_file(about):
+    about["sha256"]["rank-1.pt"] = about["sha256"]["rank-0.pt"]
+
+
+def of_fewer_files(about):
+    del about["sha256"]["rank-0.pt"]
+
+
+def of_another_setting(about):
+    about["settings"]["T"] = 99
+
+
+MANIFESTS = [
+    *(set_to(iteration=n) for n in (0, 30, -31, 10**9, "31", 31.0, None, True)),
+    *(set_to(format=n) for n in (0, 1.5, "2", None, True, [])),
+    *(set_to(ranks=n) for n in (0, 2, -1, "1", None)),
+    *(set_to(sha256=value) for value in ({}, [], None, {"shared.pt": 1}, {"../x": "0"})),
+    *(set_to(settings=value) for value in ({}, [], None, "x")),
+    *(set_to(own_sha256=value) for value in ("", None, 3)),
+    *map(without, ("format", "iteration", "ranks", "settings", "sha256", "own_sha256")),
+    *(of_another_file, of_fewer_files, of_another_setting),
+]
+
+
+ASKED = {"lr": 0.1, "T": 100, "batch": [1, 2]}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A folder with checkpoints of next to nothing, of iterations 28 and 31."""
+    for iteration in (28, 31):
+        Checkpoints(tmp_path / "checkpoints", ASKED).write(iteration, {"x": iteration}, {"y": 0})
+    return tmp_path / "checkpoints"
+
+
+def about_of(place):
+    return json.loads((place / "snapshot.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("change", MANIFESTS)
+def test_a_changed_manifest_is_damage_and_the_checkpoint_before_it_used(change, written):
+    about = about_of(written / "000000031")
+    change(about)
+    (written / "000000031" / "snapshot.json").write_text(json.dumps(about), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"000000031: snapshot.json .*; this checkpoint is damaged and laid"):
+        found = Checkpoints(written, ASKED).newest()
+    assert (found.iteration, found.shared) == (28, {"x": 28})
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"3", b"null", b"{", b"\xff\xfe", bytes(50), b"[" * 10**5])
+def test_what_is_no_manifest_is_damage(content, written):
+    (written / "000000031" / "snapshot.json").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"snapshot.json cannot be read"):
+        assert Checkpoints(written, ASKED).newest().iteration == 28
+
+
+def test_a_checkpoint_in_a_folder_of_another_name_is_damage(written):
+    (written / "000000031").rename(written / "000000040")
+    with pytest.warns(UserWarning, match=r"snapshot.json is of iteration 31, not of 40; this checkpoint"):
+        assert Checkpoints(written, ASKED).newest().iteration == 28
+
+
+def test_a_checkpoint_of_the_first_format_is_read(written):
+    """It has no hash of its manifest."""
+    about = about_of(written / "000000031") | {"format": 1}
+    del about["own_sha256"]
+    (written / "000000031" / "snapshot.json").write_text(json.dumps(about), encoding="utf-8")
+    assert Checkpoints(written, ASKED).newest().iteration == 31
+
+
+@pytest.mark.parametrize("newer", [{"lr": 0.2}, {"T": 100, "more": 1}])
+def test_where_a_newer_checkpoint_is_refused_an_older_one_that_would_do_is_named(newer, written):
+    Checkpoints(written, ASKED | newer, keep=3).write(40, {}, {})
+    message = "this training was begun with .*, or only 000000040, to go on from 000000031, which is this tr"
+    with pytest.raises(ValueError, match=message):
+        Checkpoints(written, ASKED).newest()
+    assert Checkpoints(written, ASKED | newer).newest().iteration == 40
+    with pytest.raises(ValueError, match=r"with lr = .*, expected 7; move the folder away to begin anew$"):
+        Checkpoints(written, ASKED | {"lr": 7}).newest()
 
 
 @pytest.mark.filterwarnings("ignore:.*laid aside")

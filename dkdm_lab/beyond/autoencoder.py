@@ -5,13 +5,15 @@ The paper's are those of LDM, read with their pipelines; see :mod:`dkdm_lab.teac
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import VQModel
 from torch import Tensor, nn
 
-from dkdm_lab.data.images import to_model
+from dkdm_lab.beyond.descent import descend
+from dkdm_lab.data.images import content_hash, to_model
 from dkdm_lab.system import budget
-from dkdm_lab.system.progress import progress_bar
 
 AUTOENCODERS = {
     # 8x8 grey to 4x4 with 3 channels: f = 2, where the paper's have f = 4
@@ -35,12 +37,15 @@ def train_autoencoder(
     batch_size: int = 128,
     lr: float = 2e-3,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 100,
     progress: bool = True,
 ) -> VQModel:
     """Train one of :data:`AUTOENCODERS` on uint8 images ``[N, C, H, W]``: squared error, VQ's commitment.
 
     Its ``scaling_factor`` is set to give the latents of these images unit variance, as the noise of the
-    diffusion expects. Returns it in eval mode, on the CPU.
+    diffusion expects. Returns it in eval mode, on the CPU. checkpoint: where the training saves itself, see
+    :func:`~dkdm_lab.beyond.descent.descend`.
     """
     if name not in AUTOENCODERS:
         raise ValueError(f"autoencoder: found {name!r}, expected one of {', '.join(AUTOENCODERS)}")
@@ -55,17 +60,25 @@ def train_autoencoder(
             codes.copy_(latents[torch.randint(len(latents), (len(codes),))])
         optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-        for _ in progress_bar(range(iterations), desc=f"training {name}", show=progress):
-            budget.check()
+
+        def loss(_: int) -> Tensor:
             x = to_model(images[torch.randint(len(images), (batch_size,))])
             decoded = vae(x)
-            loss = nn.functional.mse_loss(decoded.sample, x) + decoded.commit_loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-    vae.eval()
+            return nn.functional.mse_loss(decoded.sample, x) + decoded.commit_loss
+
+        descend(
+            vae,
+            loss,
+            iterations,
+            optimizer,
+            settings={"images": content_hash(images), "batch_size": batch_size, "lr": lr, "seed": seed},
+            schedule=schedule,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            progress=progress,
+            description=f"training {name}",
+        )
     with torch.no_grad():
-        latents = torch.cat([vae.encode(to_model(part)).latents for part in images.split(512)])
+        latents = torch.cat([vae.encode(to_model(part)).latents for part in budget.each(images.split(512))])
     vae.register_to_config(scaling_factor=1 / float(latents.std()))
     return vae

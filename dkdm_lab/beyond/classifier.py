@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
-from dkdm_lab.data.images import shuffled, to_model
-from dkdm_lab.training import descend
+from dkdm_lab.beyond.descent import descend, weights_hash
+from dkdm_lab.data.images import Shuffled, content_hash, to_model
 
 TEMPERATURE = 30.0  # DiffDFKD's
 
@@ -58,13 +60,16 @@ def train_classifier(
     batch_size: int = 64,
     lr: float = 1e-3,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 500,
     progress: bool = True,
     description: str = "training a classifier",
 ) -> list[float]:
     """Train a classifier on uint8 images ``[N, C, H, W]``; returns the losses.
 
     From ``labels``, ``[N]`` int64, by cross-entropy; or from a ``teacher``, which needs no labels, by
-    :func:`tempered_kl`. The teacher is put into eval mode, the classifier left in it.
+    :func:`tempered_kl`. The teacher is put into eval mode, the classifier left in it. checkpoint:
+    where the training saves itself, see :func:`~dkdm_lab.beyond.descent.descend`.
     """
     if (labels is None) == (teacher is None):
         found = "neither" if labels is None else "both"
@@ -72,7 +77,8 @@ def train_classifier(
     if teacher is not None:
         teacher.eval()
     device = next(classifier.parameters()).device
-    batches = shuffled(len(images), batch_size, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    batches = Shuffled(len(images), batch_size, generator)
 
     def loss(_: int) -> Tensor:
         index = next(batches)
@@ -83,7 +89,26 @@ def train_classifier(
             wanted = teacher(x)
         return tempered_kl(classifier(x), wanted, temperature).mean()
 
-    return descend(classifier, loss, iterations, lr=lr, progress=progress, description=description)
+    settings = {
+        "images": content_hash(images),
+        "labels": None if labels is None else content_hash(labels),
+        "teacher": None if teacher is None else weights_hash(teacher),
+        "temperature": None if teacher is None else temperature,
+        **{"batch_size": batch_size, "lr": lr, "seed": seed},
+    }
+    return descend(
+        classifier,
+        loss,
+        iterations,
+        torch.optim.Adam(classifier.parameters(), lr=lr),
+        settings=settings,
+        generator=generator,
+        batches=batches,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+        description=description,
+    )
 
 
 @torch.no_grad()

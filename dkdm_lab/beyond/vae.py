@@ -12,6 +12,7 @@ Images are in [0, 1] here, as in that paper. Lists over levels begin at the top,
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,9 +20,9 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from dkdm_lab.data.images import shuffled, to_uint8
+from dkdm_lab.beyond.descent import descend, weights_hash
+from dkdm_lab.data.images import Shuffled, content_hash, to_uint8
 from dkdm_lab.diffusion import Gaussian
-from dkdm_lab.training import descend
 
 SIGMA_X = math.sqrt(0.05)  # of p(x | z), in all pixels: 0.2236, the authors' sqrt(beta / 2) with beta = 0.1
 LEVEL_WEIGHT = 0.1  # of the distances of latents beside that of images, their lambda
@@ -251,6 +252,8 @@ def train_vae(
     warmup: float = 0.5,
     blind: float = 0.0,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 500,
     progress: bool = True,
     description: str = "training a VAE",
 ) -> list[float]:
@@ -261,7 +264,8 @@ def train_vae(
     authors' 50 epochs); with one :func:`distillation_loss`. The teacher is put into eval mode; the VAE is in
     training mode meanwhile, and left in eval mode. A student that sees no images keeps an untrained encoder.
     blind: the share of a student's iterations, evenly spread, in which it sees no images all the same, so
-    that it learns its priors where sampling visits them, not only where posteriors do.
+    that it learns its priors where sampling visits them, not only where posteriors do. checkpoint: where the
+    training saves itself, see :func:`~dkdm_lab.beyond.descent.descend`.
     """
     if images is None and teacher is None:
         raise ValueError("images: found None, expected some where there is no teacher")
@@ -271,7 +275,7 @@ def train_vae(
     if teacher is not None:
         teacher.eval()
     generator = torch.Generator().manual_seed(seed)
-    batches = None if images is None else shuffled(len(images), batch_size, generator)
+    batches = None if images is None else Shuffled(len(images), batch_size, generator)
 
     def loss(step: int) -> Tensor:
         sees = batches is not None and int((step + 1) * (1 - blind)) > int(step * (1 - blind))
@@ -281,8 +285,24 @@ def train_vae(
             return distillation_loss(teacher, vae, noise, x).mean()
         return negative_elbo(vae, x, noise, beta=min(1.0, (step + 1) / (warmup * iterations))).total.mean()
 
+    settings = {
+        "images": None if images is None else content_hash(images),
+        "teacher": None if teacher is None else weights_hash(teacher),
+        **{"batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed, "blind": blind},
+        "warmup": None if teacher is not None else warmup,
+    }
     return descend(
-        vae, loss, iterations, lr=lr, weight_decay=weight_decay, progress=progress, description=description
+        vae,
+        loss,
+        iterations,
+        torch.optim.Adam(vae.parameters(), lr=lr, weight_decay=weight_decay),
+        settings=settings,
+        generator=generator,
+        batches=batches,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+        description=description,
     )
 
 

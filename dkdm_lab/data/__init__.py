@@ -3,11 +3,11 @@
 from dkdm_lab.data.images import (
     DATASETS,
     DataSet,
+    Shuffled,
     content_hash,
     load_images,
     load_labels,
     mix,
-    shuffled,
     to_model,
     to_uint8,
 )
@@ -27,11 +27,11 @@ __all__ = [
     "LowRankGaussian",
     "LowRankGaussianDenoiser",
     "MixtureDenoiser",
+    "Shuffled",
     "content_hash",
     "load_images",
     "load_labels",
     "mix",
-    "shuffled",
     "to_model",
     "to_uint8",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dkdm_lab.system.files import whole
+from dkdm_lab.data.folders import read_folder
+from dkdm_lab.system.files import readable, whole
 from dkdm_lab.system.paths import cache_dir
 from dkdm_lab.system.progress import progress_bar
 
@@ -127,10 +127,11 @@ def load_labels(name: str, split: str = "train") -> Tensor:
     file = cache_dir() / name / f"{split}.npz"
     if not file.is_file():
         return torch.as_tensor(_by_torchvision(name, split, cache_dir() / name).targets)
-    with np.load(file, allow_pickle=False) as arrays:
-        if "y" not in arrays:
-            raise ValueError(f"{file}: found arrays {sorted(arrays)}, expected labels 'y' among them")
-        return torch.from_numpy(arrays["y"].astype(np.int64))
+    with readable(file, "put the set there again"), np.load(file, allow_pickle=False) as arrays:
+        names, labels = sorted(arrays), arrays["y"] if "y" in arrays else None
+    if labels is None:
+        raise ValueError(f"{file}: found arrays {names}, expected labels 'y' among them")
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def _digits() -> Tensor:
@@ -159,7 +160,7 @@ def _from_folder(name: str, split: str) -> Tensor:
     if (folder / f"{split}.npz").is_file():
         images = _from_npz(folder / f"{split}.npz")
     elif (folder / split).is_dir():  # a user's own images: any number, so no hash
-        return _from_images(folder / split, None if known is None else known.shape)
+        return read_folder(folder / split, None if known is None else known.shape)
     elif known is None:
         raise ValueError(f"{folder}: found neither {split}.npz nor a folder {split} of images")
     else:
@@ -193,29 +194,6 @@ def _from_npz(file: Path) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def _from_images(folder: Path, shape: tuple[int, int, int] | None) -> Tensor:
-    """Every image under ``folder``; without a ``shape`` the first decides."""
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    if not files:
-        raise ValueError(f"{folder}: found no images, expected .png, .jpg, .jpeg or .webp files")
-    images = []
-    for file in files:
-        try:
-            with Image.open(file) as opened:
-                grey = shape[0] == 1 if shape else opened.mode in ("1", "L", "I;16")
-                image = np.asarray(opened.convert("L" if grey else "RGB"))
-        except OSError as error:  # Pillow's own kind for what is no image is one too
-            raise ValueError(f"{file}: cannot be read as an image ({error})") from error
-        image = torch.from_numpy(image.copy())
-        image = image[None] if grey else image.permute(2, 0, 1)
-        shape = shape or tuple(image.shape)
-        if tuple(image.shape) != shape:
-            found, expected = ("x".join(map(str, size)) for size in (image.shape[1:], shape[1:]))
-            raise ValueError(f"{file}: found an image of {found} (height x width), expected {expected}")
-        images.append(image)
-    return torch.stack(images)
-
-
 def _from_publisher(name: str, split: str, folder: Path) -> Tensor:
     """A public set from the files its authors publish; the two slow ones are kept as one .npz after."""
     if name in ("cifar10", "fashion"):
@@ -228,7 +206,7 @@ def _from_publisher(name: str, split: str, folder: Path) -> Tensor:
         files = images = []  # of these two a folder of images is what there is
     else:
         files = sorted(folder.glob("train_data_batch_*.npz"), key=lambda file: int(file.stem.split("_")[-1]))
-        images = [np.load(f)["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for f in files]
+        images = [_imagenet_batch(file) for file in files]
     if not files:
         raise FileNotFoundError(_missing(name, split, folder))
     images = np.stack(images) if name == "celeba64" else np.concatenate(images)
@@ -236,6 +214,11 @@ def _from_publisher(name: str, split: str, folder: Path) -> Tensor:
         with whole(folder / f"{split}.npz") as file:
             np.savez(file, x=images)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _imagenet_batch(file: Path) -> np.ndarray:
+    with readable(file, "fetch it again"), np.load(file, allow_pickle=False) as arrays:
+        return arrays["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
 
 
 def _by_torchvision(name: str, split: str, folder: Path):
@@ -259,7 +242,7 @@ def _missing(name: str, split: str, folder: Path) -> str:
 
 def _centre_crop(file: Path, size: int) -> np.ndarray:
     """An image's centre as ADM takes it: halved by boxes while it can be, then bicubic, then cropped."""
-    with Image.open(file) as image:
+    with readable(file, "fetch it again"), Image.open(file) as image:
         image = image.convert("RGB")
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
@@ -282,10 +265,32 @@ def mix(real: Tensor, synthetic: Tensor, fraction: float, seed: int = 0) -> Tens
     return torch.cat([real[torch.randperm(len(real), generator=generator)[:n_real]], synthetic[kept]])
 
 
-def shuffled(n: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+class Shuffled:
     """Batches of indices into ``n`` samples, ``[batch_size]`` int64, without end; each pass over them is a
-    fresh permutation, and what is left over at its end is left out."""
-    if n < batch_size:
-        raise ValueError(f"data: found {n} samples, expected at least one batch of {batch_size}")
-    while True:
-        yield from torch.randperm(n, generator=generator).split(batch_size)[: n // batch_size]
+    fresh permutation, and what is left over at its end is left out.
+
+    The generator may serve others too, and is theirs to save: a state is what is left of a pass.
+    """
+
+    def __init__(self, n: int, batch_size: int, generator: torch.Generator):
+        if n < batch_size:
+            raise ValueError(f"data: found {n} samples, expected at least one batch of {batch_size}")
+        self.n, self.batch_size, self.generator = n, batch_size, generator
+        self._left = torch.empty(0, batch_size, dtype=torch.int64)
+
+    def __iter__(self) -> Shuffled:
+        return self
+
+    def __next__(self) -> Tensor:
+        if not len(self._left):
+            whole = self.n - self.n % self.batch_size
+            self._left = torch.randperm(self.n, generator=self.generator)[:whole].view(-1, self.batch_size)
+        batch, self._left = self._left[0], self._left[1:]
+        return batch
+
+    def state_dict(self) -> dict:
+        """Copied: what is left of a pass is a view into all of it."""
+        return {"left": self._left.clone()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._left = state["left"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 import statistics
@@ -17,8 +16,11 @@ from torch import Tensor
 
 from dkdm_lab.experiments.presets import PRESETS
 from dkdm_lab.experiments.runs import METHODS, ON_THE_WAY, Run
-from dkdm_lab.system.files import whole, write_json
+from dkdm_lab.system.files import read_json, whole, write_json
 from dkdm_lab.system.paths import cache_dir, results_dir
+
+# What to do where one of its files cannot be read.
+LEDGER = "`git checkout -- book/results` restores the book's; a result of your own is entered again"
 
 
 def enter(run: Run, against_teacher: bool = False) -> Path:
@@ -39,7 +41,9 @@ def enter_finished(preset: str) -> list[Path]:
     """Enter every finished run of a preset that lies in data_cache; returns the files written."""
     entered = []
     for file in sorted((cache_dir() / "runs" / preset).glob("*/result.json")):
-        settings = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        settings = read_json(file, "move its folder away, and the run is made anew", ("settings",))[
+            "settings"
+        ]
         changes = {k: v for k, v in settings.items() if k not in ("preset", "method", "seed")}
         entered.append(enter(Run(PRESETS[preset].replace(**changes), settings["method"], settings["seed"])))
     return entered
@@ -49,7 +53,7 @@ def results(preset: str, where: dict | None = None) -> list[dict]:
     """A preset's results, by name: all of them; or those whose settings are the preset's own but for
     ``where``, which may name the method and the seed too."""
     files = sorted((results_dir() / preset).glob("*.json"))
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    found = [read_json(file, LEDGER, ("settings", "metrics")) for file in files]
     return found if where is None else [result for result in found if _has(result["settings"], preset, where)]
 
 
@@ -70,12 +74,12 @@ def samples(preset: str, where: dict) -> dict[int, Tensor]:
 def measured(preset: str) -> list[dict]:
     """What ``dkdm measure`` found of a preset's speed, one result a seed."""
     files = sorted((results_dir() / preset / "measured").glob("*.json"))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [read_json(file, LEDGER) for file in files]
 
 
 def on_gpu(name: str) -> dict:
     """What a GPU measured, from ``book/results/gpu/<name>.json``; its ``note`` says what not to quote."""
-    return json.loads((results_dir() / "gpu" / f"{name}.json").read_text(encoding="utf-8"))
+    return read_json(results_dir() / "gpu" / f"{name}.json", LEDGER)
 
 
 @dataclass(frozen=True)

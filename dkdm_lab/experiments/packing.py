@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import json
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -23,12 +22,13 @@ from dkdm_lab.experiments.runs import METHODS, other_setting
 from dkdm_lab.metrics.digits import digits_classifier_hash
 from dkdm_lab.metrics.statistics import statistics_file
 from dkdm_lab.system.checkpoint import newest_whole
-from dkdm_lab.system.files import alone, explained, sha256, whole_folder
+from dkdm_lab.system.files import alone, explained, read_json, scratch, sha256, whole_folder
 from dkdm_lab.system.paths import cache_dir
 
 FORMAT = 1
 PART = 15 * 10**6  # bytes
 CLASSIFIER = "digits-classifier.pt"
+_DAMAGED = "what this run was asked is lost; move its folder away to pack the others"
 
 
 def pack(
@@ -98,18 +98,18 @@ def unpack(folder: str | Path) -> list[str]:
         for name in wanted:
             stack.enter_context(alone(root / name, wait=False))
         wanted = _to_place(manifest, root)  # once more, now that nobody else changes them
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix=".unpack-")))
+        place = stack.enter_context(scratch(cache))
         with _opened(folder, manifest) as tar:
-            tar.extractall(scratch / "new", filter="data")
-        new = scratch / "new" / "runs" / manifest["preset"]
+            tar.extractall(place / "new", filter="data")
+        new = place / "new" / "runs" / manifest["preset"]
         for number, name in enumerate(wanted):
             if (root / name).exists():
-                (root / name).rename(scratch / f"old-{number}")
+                (root / name).rename(place / f"old-{number}")
             (new / name).rename(root / name)
         for name in manifest["others"]:
             if not (cache / name).exists():
                 (cache / name).parent.mkdir(parents=True, exist_ok=True)
-                (scratch / "new" / name).rename(cache / name)
+                (place / "new" / name).rename(cache / name)
     return [
         f"{manifest['preset']}/{name}: {_how_far(about)}, {'unpacked' if name in wanted else 'already here'}"
         for name, about in manifest["folders"].items()
@@ -128,14 +128,14 @@ def _run_folders(root: Path, methods: Iterable[str] | None) -> list[Path]:
     """Where a preset's runs lie; a name with a path in it, as of a pipeline, lies deeper."""
     files = sorted(root.rglob("settings.json"))
     if methods is not None:
-        files = [file for file in files if json.loads(file.read_text(encoding="utf-8"))["method"] in methods]
+        files = [file for file in files if read_json(file, _DAMAGED, ("method",))["method"] in methods]
     folders = [file.parent for file in files]
     return [f for f in folders if not any(part.startswith(".") for part in f.relative_to(root).parts)]
 
 
 def _look(folder: Path) -> dict | None:
     """How far a run is, and what of it must travel; None where nothing was saved yet."""
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    settings = read_json(folder / "settings.json", _DAMAGED)
     finished, iteration = (folder / "result.json").is_file(), 0
     names = [
         "settings.json",
@@ -259,7 +259,7 @@ def _is_to_place(folder: Path, packed: dict) -> bool:
         if _hashed(folder, folder.rglob("*"))["files"] == packed["files"]:
             return False
         raise ValueError(f"{folder}: found other files here than the pack's; {away}")
-    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    settings = read_json(folder / "settings.json", _DAMAGED)
     if key := other_setting(settings, packed["settings"]):
         raise ValueError(
             f"{folder}: the run here was made with {key} = {settings.get(key)!r}, the pack's with "

@@ -10,7 +10,6 @@ way, ``checkpoints/`` holds the parts of it that are drawn.
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -38,12 +37,14 @@ from dkdm_lab.networks.folders import read_model
 from dkdm_lab.pools import POOLS
 from dkdm_lab.sources import Conditions, NoisedImages
 from dkdm_lab.system import budget, distributed
-from dkdm_lab.system.files import alone, explained, once, whole, write_json
+from dkdm_lab.system.files import alone, explained, once, read_json, readable, tidy, whole, write_json
 from dkdm_lab.system.paths import cache_dir
 from dkdm_lab.system.progress import progress_bar
 from dkdm_lab.system.provenance import device, provenance
 from dkdm_lab.teachers.pipelines import Pipeline, decode, encode
 from dkdm_lab.training import train
+
+_MADE_ANEW = "what this run found is lost; move its folder away, and the run is made anew"
 
 METHODS = ("teacher", "synthetic", "data-based", "data-limited", "data-free", *POOLS)
 
@@ -210,7 +211,10 @@ class Run:
 
         def make(new: Path) -> None:
             images = load_images(p.data)
-            train_autoencoder(p.autoencoder, images, seed=self.seed, progress=progress).save_pretrained(new)
+            vae = train_autoencoder(
+                p.autoencoder, images, seed=self.seed, checkpoint=folder / "checkpoints", progress=progress
+            )
+            vae.save_pretrained(new)
             budget.kept()
 
         once(folder, "config.json", make)
@@ -267,6 +271,7 @@ class Run:
         another process is at it, ``wait`` for its end, or be refused with a RuntimeError.
 
         Under `accelerate launch` all ranks call it and train together."""
+        self._tidy()
         if distributed.broadcast(self.status) != "finished":
             with distributed.held_by_main(alone(self.folder, wait)):
                 if (
@@ -274,13 +279,14 @@ class Run:
                 ):  # another process may have had it in its hands
                     self._execute(progress)
             distributed.barrier()
-        return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        return read_json(self.folder / "result.json", _MADE_ANEW, ("settings",))
 
     def images(self, progress: bool = True) -> torch.Tensor:
         """The teacher's data set, uint8 ``[N, C, H, W]`` (the toy's points and latents: float), of a
         ``synthetic`` run; generated first where it is not finished."""
         self.result(progress)
-        return torch.from_numpy(np.load(self.folder / "images.npz")["x"])
+        with readable(self.folder / "images.npz", _MADE_ANEW):
+            return torch.from_numpy(np.load(self.folder / "images.npz")["x"])
 
     def model(self, progress: bool = True) -> nn.Module:
         """The trained denoiser, in eval mode; trains it first where it is not finished."""
@@ -358,7 +364,8 @@ class Run:
                     with explained(self.folder), whole(file) as scratch:
                         np.savez(scratch, x=x.numpy())
                     budget.kept()
-                parts.append(torch.from_numpy(np.load(file)["x"]))
+                with readable(file, "delete it, and this part is drawn again"):
+                    parts.append(torch.from_numpy(np.load(file)["x"]))
             x = torch.cat(parts)
             with explained(self.folder), whole(self.folder / "images.npz") as file:
                 np.savez(file, x=x.numpy())
@@ -396,7 +403,9 @@ class Run:
         curve_file = self.folder / "curve.json"
         resuming = self.status == "resumable"
         curve = (
-            json.loads(curve_file.read_text(encoding="utf-8")) if resuming and curve_file.is_file() else []
+            read_json(curve_file, "delete it: scores on the way are lost, the training goes on", kind=list)
+            if resuming and curve_file.is_file()
+            else []
         )
 
         def evaluate(iteration, averaged, _history):
@@ -460,9 +469,17 @@ class Run:
             {"run": self.name, "settings": self.settings, **outcome, **wall, "made_with": self._made_with()},
         )
         budget.kept()
-        (self.folder / "curve.json").unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        (self.folder / ".checkpoints.lock").unlink(missing_ok=True)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Remove what a killed process left, and what a finished run has no use for."""
+        if distributed.rank() != 0 or not self.folder.is_dir():
+            return
+        tidy(self.folder)
+        if (self.folder / "result.json").is_file():
+            (self.folder / "curve.json").unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            (self.folder / ".checkpoints.lock").unlink(missing_ok=True)
 
     def _made_with(self) -> dict:
         """Versions, hardware, commit; and which classifier judged digits."""
@@ -585,13 +602,13 @@ class Run:
                 found = score(self._images(x), self._images(reference), self.preset.features, metrics)
             write_json(file, found)
             budget.kept()
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_json(file, "delete it, and it is measured again")
 
     def _check_settings(self) -> None:
         file = self.folder / "settings.json"
         if not file.is_file():
             return
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file, _MADE_ANEW)
         if key := other_setting(found, self.settings):
             made_with = found.get(key, _LATER.get(key))
             raise ValueError(

@@ -32,18 +32,19 @@ from dkdm_lab.beyond.loss_guided_synthesis import ClassifierLosses, VAELosses, s
 from dkdm_lab.beyond.vae import LVAE, sample_vae, train_vae
 from dkdm_lab.data.images import load_images, load_labels, to_model
 from dkdm_lab.experiments import presets
-from dkdm_lab.experiments.ledger import Spread, Table, spread
+from dkdm_lab.experiments.ledger import LEDGER, Spread, Table, spread
 from dkdm_lab.experiments.paper import Check, Claim
 from dkdm_lab.experiments.speed import seconds_of
 from dkdm_lab.metrics.scores import compare
 from dkdm_lab.networks.folders import read_model
 from dkdm_lab.sources import NoisedImages
-from dkdm_lab.system.files import once, whole_folder, write_json
+from dkdm_lab.system.files import once, read_json, readable, whole_folder, write_json
 from dkdm_lab.system.paths import cache_dir, models_dir, results_dir
 from dkdm_lab.system.provenance import device, provenance
 from dkdm_lab.teachers.pipelines import Pipeline
 from dkdm_lab.training import train
 
+_MADE_ANEW = "what this part is was lost; move its folder away, and the part is made anew"
 TIMED = 100  # images of one timed pass of a VAE, and how often it is timed
 POINTS = 50  # kept of a training's losses
 
@@ -380,8 +381,15 @@ class Part:
 
     @property
     def status(self) -> str:
-        """``finished`` or ``not begun``: a part is made in one go."""
-        return "finished" if (self.folder / "result.json").is_file() else "not begun"
+        """``finished``, ``resumable`` or ``not begun``."""
+        if (self.folder / "result.json").is_file():
+            return "finished"
+        return "resumable" if any(self._checkpoints.glob("[0-9]*")) else "not begun"
+
+    @property
+    def _checkpoints(self) -> Path:
+        """Of its training; they go when the part comes into its place."""
+        return self.folder / "checkpoints"
 
     def needs(self) -> list[Part]:
         """What it stands on."""
@@ -392,7 +400,7 @@ class Part:
         another process is at it, ``wait`` for its end, or be refused with a RuntimeError. ValueError for one
         made with other settings."""
         once(self.folder, "result.json", lambda new: self._make(new, progress), wait)
-        found = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        found = read_json(self.folder / "result.json", _MADE_ANEW, ("settings",))
         for key, expected in self.settings.items():
             if found["settings"].get(key) != expected:
                 raise ValueError(
@@ -406,7 +414,8 @@ class Part:
         if self.kind != "images":
             raise ValueError(f"{self.name}: this part is a model, and has no images")
         self.result(progress)
-        return torch.from_numpy(np.load(self.folder / "images.npz")["x"])
+        with readable(self.folder / "images.npz", _MADE_ANEW):
+            return torch.from_numpy(np.load(self.folder / "images.npz")["x"])
 
     def model(self, progress: bool = True) -> LVAE | Classifier | Pipeline:
         """A VAE or a classifier, in eval mode; of a guide the pipeline."""
@@ -418,7 +427,8 @@ class Part:
         if self.kind == "vae":
             return read_model(self.folder / "model", {"LVAE": LVAE}).eval().to(device())
         classifier = self._classifier()
-        classifier.load_state_dict(torch.load(self.folder / "classifier.pt", weights_only=True))
+        with readable(self.folder / "classifier.pt", _MADE_ANEW):
+            classifier.load_state_dict(torch.load(self.folder / "classifier.pt", weights_only=True))
         return classifier.eval().to(device())
 
     # -- how it is made -------------------------------------------------------------------------------
@@ -455,12 +465,13 @@ class Part:
 
     def _make(self, folder: Path, progress: bool) -> None:
         kept = self.published / "result.json"
-        if kept.is_file() and json.loads(kept.read_text(encoding="utf-8"))["settings"] == self.settings:
+        restored = "`git checkout -- book/models` restores it"
+        if kept.is_file() and read_json(kept, restored, ("settings",))["settings"] == self.settings:
             shutil.copytree(self.published, folder)
             return
         for need in self.needs():
             need.result(progress)
-        started = time.perf_counter()
+        started, resuming = time.perf_counter(), self.status == "resumable"
         folder.mkdir()
         makers = {
             "guide": self._make_guide,
@@ -470,6 +481,7 @@ class Part:
         }
         outcome = makers[self.kind](folder, progress)
         wall = {"wall_s": round(time.perf_counter() - started, 1)}
+        wall |= {"resumed": True} if resuming else {}  # then it counts the last leg only
         made = {"settings": self.settings, **outcome, **wall, "made_with": provenance()}
         write_json(folder / "result.json", made)
 
@@ -487,6 +499,7 @@ class Part:
         network = networks.build(s.guide).to(device())
         trained, history = train(
             network, source, diffusion, s.guide_iterations, lr=s.guide_lr, ema=s.guide_ema,
+            checkpoint=self._checkpoints, checkpoint_every=500,
             progress=progress, description=self._description(),
         )  # fmt: skip
         trained.save_pretrained(folder / "model", diffusion)
@@ -539,7 +552,7 @@ class Part:
             teacher=None if self._teaches else self._need("vae-teacher").model(),
             batch_size=s.batch_size, lr=s.teacher_lr if self._teaches else s.lr,
             weight_decay=s.weight_decay, blind=s.blind if "both" in self.name else 0.0, seed=self.seed + 1,
-            progress=progress, description=self._description(),
+            checkpoint=self._checkpoints, progress=progress, description=self._description(),
         )  # fmt: skip
         vae.save_pretrained(folder / "model")
         test = split.test[: s.samples]
@@ -573,7 +586,7 @@ class Part:
             labels=split.train_labels if self._teaches else None,
             teacher=None if self._teaches else self._need("classifier-teacher").model(),
             temperature=s.temperature, lr=s.classifier_lr, seed=self.seed + 1,
-            progress=progress, description=self._description(),
+            checkpoint=self._checkpoints, progress=progress, description=self._description(),
         )  # fmt: skip
         torch.save(classifier.state_dict(), folder / "classifier.pt")
         return {
@@ -609,7 +622,7 @@ def entered(study: str, name: str, **changes) -> list[dict]:
     for folder in sorted(_folder(STUDIES[study]).glob("seed*")):
         part = Part(get(study, **changes), name, int(folder.name.removeprefix("seed")))
         file = folder / f"{part.label}.json"
-        result = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        result = read_json(file, LEDGER) if file.is_file() else {}
         found += [result] if result.get("settings") == part.settings else []
     return found
 

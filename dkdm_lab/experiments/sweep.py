@@ -6,7 +6,6 @@ operations, those of the training that is still to be done, of the sampling and 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from dkdm_lab.experiments import ledger, runs
 from dkdm_lab.experiments.runs import Run, operations_per_step
 from dkdm_lab.pools import POOLS
 from dkdm_lab.system import budget
+from dkdm_lab.system.files import read_json
 from dkdm_lab.system.paths import results_dir
 
 # FID's Inception, per image: 5.7e9 multiply-adds at 299x299. The digits' classifier does not count beside it.
@@ -53,7 +53,7 @@ def remaining(run: Run) -> float:
             run, p.synthetic_images
         )
     file = run.folder / "curve.json"
-    scored = json.loads(file.read_text(encoding="utf-8")) if done and file.is_file() else []
+    scored = read_json(file, "delete it: its scores are lost", kind=list) if done and file.is_file() else []
     last = scored[-1]["iteration"] if scored else 0
     points = [point for point in run.callback_at if point > last] if run.iterations else [0]
     scoring = sum(
@@ -92,7 +92,7 @@ def missing(wanted: Iterable[tuple[Run, bool]]) -> list[Task]:
     tasks = []
     for run, primed in wanted:
         file = results_dir() / run.preset.name / f"{run.name}.json"
-        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        found = read_json(file, ledger.LEDGER) if file.is_file() else None
         tasks += [Task(run)] if found is None else []
         tasks += [Task(run, primed=True)] if primed and "against_teacher" not in (found or {}) else []
     return tasks

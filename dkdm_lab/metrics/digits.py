@@ -10,7 +10,7 @@ from torch_fidelity import register_feature_extractor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 
 from dkdm_lab.data.images import content_hash, load_images
-from dkdm_lab.system.files import whole
+from dkdm_lab.system.files import readable, whole
 from dkdm_lab.system.paths import cache_dir
 
 # -- the yardstick for digits -------------------------------------------------------------------------
@@ -44,7 +44,9 @@ def digits_classifier() -> DigitsClassifier:
     model = DigitsClassifier()
     if not path.is_file():
         _train_classifier(path)
-    model.load_state_dict(torch.load(path, weights_only=True))
+    advice = "it judges digits; delete it, and it is trained again in seconds"
+    with readable(path, advice):
+        model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval()
 
 

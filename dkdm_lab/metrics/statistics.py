@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from dkdm_lab.data.images import content_hash
 from dkdm_lab.metrics.digits import digits_classifier_hash
 from dkdm_lab.metrics.inception import _inception_hash, inception_weights
 from dkdm_lab.system import budget
-from dkdm_lab.system.files import whole
+from dkdm_lab.system.files import readable, whole
 from dkdm_lab.system.paths import cache_dir
 
 KEPT = 50_000  # features kept of a set for KID, precision and recall; FID's statistics take every image
@@ -116,8 +115,13 @@ def statistics_file(reference: Tensor, features: str) -> Path:
 def _reference_statistics(reference: Tensor, features: str) -> _Statistics:
     """The reference's statistics: read where they were computed before, by content, never by name."""
     file = statistics_file(reference, features)
-    with contextlib.suppress(Exception):  # none there, or one that cannot be read: made anew
-        return _Statistics(**torch.load(file, weights_only=True))
+    try:
+        with readable(file, "they are computed again"):
+            return _Statistics(**torch.load(file, weights_only=True))
+    except FileNotFoundError:
+        pass
+    except ValueError as damaged:
+        warnings.warn(f"the reference's statistics: {damaged}", stacklevel=2)
     found = _Statistics.of(reference, features, spatial=features == "inception", logits=False)
     with whole(file) as scratch:
         torch.save({use: getattr(found, use) for use in ("pooled", "spatial", "features")}, scratch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import os
-import signal
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +15,9 @@ import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
+
+from dkdm_lab.system.budget import interruptible
+from dkdm_lab.system.files import scratch, whole
 
 
 def parameter_names(source: Path) -> set[str]:
@@ -31,13 +34,27 @@ def _as_notebook(source: Path) -> nbformat.NotebookNode:
 
 def execute(source: Path, target: Path, failures: Path, parameters: dict) -> str | None:
     """Run one chapter into ``target``; or else keep in the folder ``failures`` what ran, and return a
-    sentence on what failed."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".{target.name}")
+    sentence on what failed. Others may run it at the same time: each writes beside, the last one's stays."""
+    with scratch(target.parent) as folder:
+        written = folder / target.name
+        problem = _run(source, written, parameters)
+        if problem is None:
+            notebook = nbformat.read(written, as_version=4)
+            _clean(notebook)
+            with whole(target) as new:
+                nbformat.write(notebook, new)
+        elif written.exists():
+            with whole(failures / target.name) as kept:  # perhaps on another disk
+                shutil.copyfile(written, kept)
+            problem += f"\nas far as it ran: {failures / target.name}"
+    return problem
+
+
+def _run(source: Path, target: Path, parameters: dict) -> str | None:
+    """Run one chapter into ``target``, which grows as it runs; returns what went wrong, if anything."""
     # Bars are for people: papermill's own, already imported, goes to the terminal; the chapter's stay out
     # of its outputs.
     os.environ["TQDM_DISABLE"] = "1"
-    problem = None
     try:
         # Over TCP the kernel warns of eavesdroppers. Sockets of its own: chapters run side by side.
         with tempfile.TemporaryDirectory(prefix="dkdm-") as sockets:
@@ -45,7 +62,7 @@ def execute(source: Path, target: Path, failures: Path, parameters: dict) -> str
             kernel = {"transport": "ipc", "ip": f"{sockets}/kernel", "shutdown_wait_time": 600.0}
             papermill.execute_notebook(
                 _as_notebook(source),
-                scratch,
+                target,
                 parameters,
                 cwd=source.parent,
                 kernel_name="python3",
@@ -53,25 +70,17 @@ def execute(source: Path, target: Path, failures: Path, parameters: dict) -> str
                 progress_bar=sys.stderr.isatty(),
                 coalesce_streams=True,  # what a cell prints is one output, however it came
                 config=Config(KernelManager=kernel),
+                # Every kernel is interrupted before it is shut down, and an idle one logs that as an error.
+                extra_arguments=["--log-level=CRITICAL"],
             )
     except PapermillExecutionError as error:
         where = f"cell {error.cell_index} (In [{error.exec_count}])"
-        problem = f"{source.stem} failed in {where}: {error.ename}: {error.evalue}"
+        return f"{source.stem} failed in {where}: {error.ename}: {error.evalue}"
     except KeyboardInterrupt:  # papermill has interrupted the kernel by now and waited for its end
-        problem = f"{source.stem} was stopped; what it trained is saved, the same command goes on from there"
+        return f"{source.stem} was stopped; what it trained is saved, the same command goes on from there"
     except Exception as error:  # a kernel that died, a full disk: named too, with the same care
-        problem = f"{source.stem} failed: {type(error).__name__}: {error}"
-    if problem is None:
-        notebook = nbformat.read(scratch, as_version=4)
-        _clean(notebook)
-        nbformat.write(notebook, scratch)
-        os.replace(scratch, target)
-    elif scratch.exists():
-        kept = failures / target.name
-        failures.mkdir(parents=True, exist_ok=True)
-        os.replace(scratch, kept)
-        problem += f"\nas far as it ran: {kept}"
-    return problem
+        return f"{source.stem} failed: {type(error).__name__}: {error}"
+    return None
 
 
 def _clean(notebook: nbformat.NotebookNode) -> None:
@@ -85,7 +94,7 @@ def _clean(notebook: nbformat.NotebookNode) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request, as Ctrl-C
+    interruptible()  # by a scheduler's request too, and by a terminal that is closed
     failure = execute(*map(Path, sys.argv[1:4]), ast.literal_eval(sys.argv[4]))
     if failure:
         sys.exit(failure)

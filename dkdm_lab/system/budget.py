@@ -1,10 +1,12 @@
-"""A budget of minutes: work that ends by itself in time, saved, and goes on in the next call.
+"""Work that ends before it is done, saved, and goes on in the next call: when a budget of minutes is used up,
+or when somebody asks it to stop.
 
     with budget(minutes=10) as spent:
         ...  # a training leaves after the step under way, once it is saved
     spent.kept  # whether something was saved in it that the next call need not make again
 
-What runs long asks :func:`over` or :func:`check` wherever it can leave. Without a budget both say no.
+What runs long asks :func:`over` or :func:`check` wherever it can leave. Without a budget, and unless a signal
+came that :class:`Requests` listens to, both say no.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from __future__ import annotations
 # No torch here: a command sets its deadline before the seconds that torch takes to load.
 import contextlib
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -93,10 +97,14 @@ def kept() -> None:
 
 
 def check(seconds: float = 0.0) -> None:
-    """Leave here, by :class:`OutOfTime`, if fewer than so many seconds are left; or none.
+    """Leave here, by :class:`OutOfTime`, if fewer than so many seconds are left, or none; or by
+    :class:`Stopped`, where a training was asked to stop before its first step, as in a long warm-up.
 
-    Where several ranks work together nobody leaves alone: they agree between two steps of the training.
+    Where several ranks work together nobody leaves alone for the time's sake: they agree between two steps of
+    the training. Who is asked to stop does: a launcher asks them all, and ends those that it could not ask.
     """
+    if any(requests.came and not requests.hurried for requests in _listening):
+        raise Stopped("stopped before the first step; what was saved before stays")
     if left() > seconds:
         return
     from dkdm_lab.system import distributed  # which loads torch
@@ -119,3 +127,61 @@ def each(items: Iterable[Item]) -> Iterator[Item]:
         started = now()
         yield item
         took = now() - started
+
+
+# -- asked to stop --------------------------------------------------------------------------------------
+
+# Ctrl-C; a scheduler; a terminal that is closed, which Windows does not tell.
+_HANGUP = getattr(signal, "SIGHUP", None)
+_SIGNALS = [number for number in (signal.SIGINT, signal.SIGTERM, _HANGUP) if number is not None]
+
+
+class Requests:
+    """Listens, in its block, to the signals that ask a training to stop. The first is noted in ``came`` and
+    answered after the step, or by :func:`check`; a second one, and one that comes within :meth:`at_once`,
+    interrupts. A SIGHUP that is ignored, as under nohup, stays so."""
+
+    def __init__(self):
+        self.came, self.hurried, self._before = False, False, {}
+
+    def __enter__(self) -> Requests:
+        self._before = _heard_by(self._hear)
+        _listening.append(self)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        _listening.remove(self)
+
+    def _hear(self, number: int, _frame) -> None:
+        if self.came or self.hurried:
+            raise Stopped(f"stopped by {signal.Signals(number).name}")
+        self.came = True
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """For what can be made again: a signal ends it without delay."""
+        self.hurried = True
+        try:
+            yield
+        finally:
+            self.hurried = False
+
+
+_listening: list[Requests] = []
+
+
+def interruptible() -> None:
+    """From here on this process takes every request to stop as Ctrl-C."""
+    _heard_by(signal.default_int_handler)
+
+
+def _heard_by(handler) -> dict:
+    """Let a function hear every request to stop; returns what heard each before."""
+    if threading.current_thread() is not threading.main_thread():  # Python hears signals nowhere else
+        return {}
+    found = {number: signal.getsignal(number) for number in _SIGNALS}
+    # Under nohup a closed terminal is to be no request; and None is what is not written in Python.
+    found = {n: h for n, h in found.items() if h is not None and (n, h) != (_HANGUP, signal.SIG_IGN)}
+    return {number: signal.signal(number, handler) for number in found}

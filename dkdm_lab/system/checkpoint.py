@@ -3,7 +3,7 @@
     <folder>/000001000/     one snapshot
         shared.pt           student, averaged weights, optimiser, history: the same for every rank
         rank-0.pt           that rank's source (its pool, its conditions) and random generators
-        snapshot.json       format, iteration, the training's settings, the SHA-256 of each file
+        snapshot.json       format, iteration, the training's settings, the SHA-256 of each file and its own
 
 A snapshot is written beside its place, forced to the disk and then renamed, so that a process killed at any
 moment leaves the old one or the new one.
@@ -15,17 +15,20 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from dkdm_lab.system import budget, distributed
-from dkdm_lab.system.files import explained, sha256
+from dkdm_lab.system.files import explained, read_json, scratch, sha256, sync
 
-FORMAT = 1
+FORMAT = 2  # 1 had no hash of snapshot.json itself
+MANIFEST = "snapshot.json"
 
 
 @dataclass(frozen=True)
@@ -51,65 +54,77 @@ class Checkpoints:
     def __init__(self, folder: str | Path, settings: dict, keep: int = 2):
         if keep < 1:
             raise ValueError(f"keep: found {keep}, expected at least 1")
-        self.folder, self.settings, self.keep = Path(folder), settings, keep
+        # As JSON gives them back, where a tuple is a list.
+        self.folder, self.settings, self.keep = Path(folder), json.loads(json.dumps(settings)), keep
 
     def write(self, iteration: int, shared: dict, own: dict) -> None:
         """All ranks call it together. Errors: OSError on every rank if one could not write; what was there
         before stays as it was."""
-        main = distributed.rank() == 0
-        scratch, final = self.folder / f".{iteration:09d}", self.folder / f"{iteration:09d}"
-        if main:
-            for left in self.folder.glob(".[0-9]*"):  # by a process that was killed
-                shutil.rmtree(left)
-        distributed.barrier()
-        files = {f"rank-{distributed.rank()}.pt": own}
-        if main:
-            files["shared.pt"] = shared
-        problem, hashes = None, {}
-        try:
-            with explained(self.folder):
-                scratch.mkdir(parents=True, exist_ok=True)
-                hashes = {name: _save(scratch / name, state) for name, state in files.items()}
-        except OSError as error:
-            problem = error
-        problems = distributed.gather(None if problem is None else str(problem))
-        everyones_hashes = distributed.gather(hashes)
-        if main and not any(problems):
+        main, final = distributed.rank() == 0, self.folder / f"{iteration:09d}"
+        with contextlib.ExitStack() as written:
+            problem, new = None, None
             try:
                 with explained(self.folder):
-                    about = {
-                        "format": FORMAT,
-                        "iteration": iteration,
-                        "ranks": distributed.world_size(),
-                        "settings": self.settings,
-                        "sha256": {
-                            name: digest for each in everyones_hashes for name, digest in each.items()
-                        },
-                    }
-                    _write(scratch / "snapshot.json", json.dumps(about, indent=1).encode())
-                    _sync(scratch)
-                    if final.exists():
-                        shutil.rmtree(final)
-                    scratch.rename(final)
-                    _sync(self.folder)
-                    for old in self._all()[: -self.keep]:
-                        shutil.rmtree(old)
+                    if main:
+                        new = written.enter_context(scratch(self.folder)) / final.name
+                        new.mkdir()
             except OSError as error:
                 problem = error
-        problems = [*problems, *distributed.gather(None if problem is None else str(problem))]
+            self._agree(problem)
+            new = Path(distributed.broadcast(str(new)))
+            files = {f"rank-{distributed.rank()}.pt": own} | ({"shared.pt": shared} if main else {})
+            hashes = {}
+            try:
+                with explained(self.folder):
+                    hashes = {name: _save(new / name, state) for name, state in files.items()}
+            except OSError as error:
+                problem = error
+            self._agree(problem)
+            everyones = distributed.gather(hashes)
+            try:
+                with explained(self.folder):
+                    if main:
+                        hashes = {name: digest for each in everyones for name, digest in each.items()}
+                        self._put(new, final, hashes)
+            except OSError as error:
+                problem = error
+            self._agree(problem)
+        budget.kept()
+
+    def _agree(self, problem: OSError | None) -> None:
+        """Raise on every rank what one of them could not do."""
+        problems = distributed.gather(None if problem is None else str(problem))
         if any(problems):
-            if main:
-                shutil.rmtree(scratch, ignore_errors=True)
+            if distributed.rank() == 0:
                 with contextlib.suppress(OSError):
                     self.folder.rmdir()  # if nothing is in it
             raise problem or OSError(next(filter(None, problems)))
-        budget.kept()
+
+    def _put(self, new: Path, final: Path, hashes: dict[str, str]) -> None:
+        """Give a snapshot its manifest and its place, and let the oldest go."""
+        about = {
+            "format": FORMAT,
+            "iteration": int(final.name),
+            "ranks": distributed.world_size(),
+            "settings": self.settings,
+            "sha256": hashes,
+        }
+        about["own_sha256"] = _own_hash(about)
+        _write(new / MANIFEST, json.dumps(about, indent=1).encode())
+        sync(new)
+        if final.exists():
+            shutil.rmtree(final)
+        new.rename(final)
+        sync(self.folder)
+        for old in self._all()[: -self.keep]:
+            shutil.rmtree(old)
 
     def newest(self) -> Checkpoint | None:
         """The newest snapshot that is whole; None where there is none at all.
 
         A damaged one is reported as a warning and laid aside. Errors: ValueError where all are damaged, where
-        the newest was written by a newer version of this program, or for a training with other settings.
+        the newest sound one was written by a newer version of this program, or for a training with other
+        settings; the message names an older one that would do, if there is one.
         """
         found = problem = None
         if distributed.rank() == 0:
@@ -130,19 +145,23 @@ class Checkpoints:
         return self._all()[-1] if self._all() else None
 
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]*"))
+        return _places(self.folder)
 
     def _newest(self) -> tuple[Path, dict] | None:
         damaged = []
         for place in reversed(self._all()):
-            wrong, about = self._check(place)
-            if wrong is None:
+            try:
+                about = _read(place)
+                if refused := self._refusal(place, about):
+                    raise ValueError(refused + self._older(place))
+            except _Damaged as wrong:
+                damaged.append(f"{place}: {wrong}")
+                warnings.warn(f"{damaged[-1]}; this checkpoint is damaged and laid aside", stacklevel=2)
+                aside = place.with_name(f"damaged-{place.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                place.rename(aside)
+            else:
                 return place, about
-            damaged.append(f"{place}: {wrong}")
-            warnings.warn(f"{damaged[-1]}; this checkpoint is damaged and laid aside", stacklevel=2)
-            aside = place.with_name(f"damaged-{place.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            place.rename(aside)
         if damaged:
             raise ValueError(
                 f"{'; '.join(damaged)}: found no checkpoint that is whole; delete {self.folder} "
@@ -150,49 +169,83 @@ class Checkpoints:
             )
         return None
 
-    def _check(self, place: Path) -> tuple[str | None, dict]:
-        """What is wrong with a snapshot's files, if anything, and its snapshot.json. ValueError for one that
-        is sound but not for us."""
-        try:
-            about = json.loads((place / "snapshot.json").read_text(encoding="utf-8"))
-            version, settings = about["format"], about["settings"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"snapshot.json cannot be read ({error})", {}
-        if version > FORMAT:
-            raise ValueError(
-                f"{place}: written by a newer version of dkdm_lab (format {version}, expected at most "
-                f"{FORMAT})"
+    def _refusal(self, place: Path, about: dict) -> str | None:
+        """Why a sound snapshot is not for us, if it is not."""
+        if about["format"] > FORMAT:
+            return (
+                f"{place}: written by a newer version of dkdm_lab (format {about['format']}, expected at "
+                f"most {FORMAT})"
             )
+        settings = about["settings"]
         for key in sorted(settings.keys() | self.settings.keys()):
             if settings.get(key) != self.settings.get(key):
-                raise ValueError(
+                return (
                     f"{self.folder}: this training was begun with {key} = {settings.get(key)!r}, expected "
                     f"{self.settings.get(key)!r}; move the folder away to begin anew"
                 )
-        return _changed(place, about["sha256"]), about
+        return None
+
+    def _older(self, refused: Path) -> str:
+        """What to say of a snapshot before a refused one that we could use."""
+        for place in reversed([place for place in self._all() if place.name < refused.name]):
+            with contextlib.suppress(_Damaged):
+                if self._refusal(place, _read(place)) is None:
+                    return f", or only {refused.name}, to go on from {place.name}, which is this training's"
+        return ""
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest snapshot in a folder whose files are what was written, whatever its settings; None for none.
-    Nothing is changed there."""
-    for place in sorted(folder.glob("[0-9]*"), reverse=True):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if (
-                _changed(place, json.loads((place / "snapshot.json").read_text(encoding="utf-8"))["sha256"])
-                is None
-            ):
-                return place
+    """The newest snapshot in a folder that is what was written, whatever its settings; None for none. Nothing
+    is changed there."""
+    for place in reversed(_places(folder)):
+        with contextlib.suppress(_Damaged):
+            _read(place)
+            return place
     return None
 
 
-def _changed(place: Path, hashes: dict[str, str]) -> str | None:
-    """What is wrong with a snapshot's files, if anything."""
-    for name, digest in hashes.items():
+class _Damaged(Exception):
+    """What is wrong with a snapshot."""
+
+
+def _places(folder: Path) -> list[Path]:
+    return sorted(place for place in folder.glob("[0-9]*") if place.name.isdecimal() and place.is_dir())
+
+
+def _read(place: Path) -> dict:
+    """The manifest of a snapshot that is what was written; _Damaged for another. Of a newer format all but
+    that is left to those who know it."""
+    try:
+        about = read_json(place / MANIFEST, "see below", keys=("format",))
+    except (OSError, ValueError) as error:
+        raise _Damaged(f"{MANIFEST} cannot be read ({error.__cause__ or error})") from error
+    if isinstance(about["format"], int) and about["format"] > FORMAT:
+        return about
+    kinds = {"format": int, "iteration": int, "ranks": int, "settings": dict, "sha256": dict}
+    for key, kind in kinds.items():
+        if not isinstance(about.get(key), kind) or isinstance(about[key], bool):
+            raise _Damaged(
+                f"{MANIFEST} is damaged: found {key} = {about.get(key)!r}, expected {kind.__name__}"
+            )
+    if about["format"] > 1 and about.get("own_sha256") != _own_hash(about):
+        raise _Damaged(f"{MANIFEST} is not what was written")
+    if about["iteration"] != int(place.name):
+        raise _Damaged(f"{MANIFEST} is of iteration {about['iteration']}, not of {int(place.name)}")
+    written = {"shared.pt", *(f"rank-{rank}.pt" for rank in range(about["ranks"]))}
+    if about["sha256"].keys() != written:
+        raise _Damaged(f"{MANIFEST} names {sorted(about['sha256'])}, expected {sorted(written)}")
+    for name, digest in about["sha256"].items():
         if not (place / name).is_file():
-            return f"{name} is missing"
+            raise _Damaged(f"{name} is missing")
         if sha256(place / name) != digest:
-            return f"{name} is not what was written"
-    return None
+            raise _Damaged(f"{name} is not what was written")
+    return about
+
+
+def _own_hash(about: dict) -> str:
+    """Of a manifest but for this hash itself."""
+    rest = {key: value for key, value in about.items() if key != "own_sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 class _Hashing:
@@ -226,14 +279,25 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
-    """Force a folder's entries to the disk: a rename is not there before."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def _load(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def random_states(device: torch.device) -> dict:
+    """Every generator of the process that a network's dropout or a source may draw from."""
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+    numpy["state"]["key"] = numpy["state"]["key"].tolist()
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy}
+
+
+def set_random_states(states: dict, device: torch.device) -> None:
+    """Go on where :func:`random_states` were taken."""
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    random.setstate(states["python"])
+    numpy = states["numpy"]
+    np.random.set_state(  # noqa: NPY002
+        {**numpy, "state": {**numpy["state"], "key": np.array(numpy["state"]["key"], np.uint32)}}
+    )

@@ -7,6 +7,7 @@ noise; rank 0 is the *main* one, which alone writes, scores and reports. Without
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -46,6 +47,28 @@ def by_itself() -> Iterator[None]:
         _by_itself = before
 
 
+# What gloo, NCCL and their sockets say of a peer that is gone.
+_GONE = re.compile(
+    "connection (closed|reset|refused)|broken pipe|socket|timed? ?out|remote process exited|gloo|nccl", re.I
+)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Say plainly that another rank is gone, where what carries the messages says it in words of its own:
+    RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or str(error).startswith("rank ") or not _GONE.search(str(error)):
+            raise
+        raise RuntimeError(
+            f"rank {rank()} of {world_size()}: another process of this training is gone: it was killed or "
+            "failed, and if it said why, it did so above; what was saved before stays, the same command goes "
+            f"on from there ({str(error).splitlines()[0]})"
+        ) from error
+
+
 def held_by_main(context: contextlib.AbstractContextManager) -> contextlib.AbstractContextManager:
     """A context that only the main rank enters, as its hold on a folder."""
     return context if rank() == 0 else contextlib.nullcontext()
@@ -64,22 +87,26 @@ def done_by_main(work: Callable[[], None]) -> None:
         raise OutOfTime(late)
 
 
+@together()
 def barrier() -> None:
     """Until every rank has come here."""
     if world_size() > 1:
         _state().wait_for_everyone()
 
 
+@together()
 def gather(value) -> list:
     """The value of each rank, in their order; of small things only."""
     return [value] if world_size() == 1 else gather_object([value])
 
 
+@together()
 def broadcast(value):
     """The main rank's value."""
     return value if world_size() == 1 else broadcast_object_list([value])[0]
 
 
+@together()
 def reduce(x: torch.Tensor, how: str) -> torch.Tensor:
     """``x`` over all ranks, by "SUM", "MIN" or "MAX"."""
     if world_size() == 1:

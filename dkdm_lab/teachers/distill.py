@@ -23,7 +23,7 @@ from dkdm_lab.networks.denoiser import Denoiser
 from dkdm_lab.pools import STORAGES, DynamicPool
 from dkdm_lab.sources import Conditions
 from dkdm_lab.system import budget, distributed, figures
-from dkdm_lab.system.files import added, alone, explained, whole, write_json
+from dkdm_lab.system.files import added, alone, explained, tidy, whole, write_json
 from dkdm_lab.system.provenance import device, provenance
 from dkdm_lab.teachers.pipelines import Pipeline
 from dkdm_lab.training import train
@@ -96,6 +96,7 @@ def distill(
         settings = dataclasses.replace(settings, lr=_learning_rate(settings.iterations))
     out = Path(out)
     file = out / "distillation.json"
+    tidy(out)
     found = _begun(out, settings, teacher)
     main = distributed.rank() == 0
     if evaluate and main:
