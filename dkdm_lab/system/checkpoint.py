@@ -62,6 +62,7 @@ class Checkpoints:
         before stays as it was."""
         main, final = distributed.rank() == 0, self.folder / f"{iteration:09d}"
         with contextlib.ExitStack() as written:
+            written.callback(self._go_if_empty)  # the last of them: what cannot be written leaves no folder
             problem, new = None, None
             try:
                 with explained(self.folder):
@@ -91,13 +92,15 @@ class Checkpoints:
             self._agree(problem)
         budget.kept()
 
+    def _go_if_empty(self) -> None:
+        if distributed.rank() == 0:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
     def _agree(self, problem: OSError | None) -> None:
         """Raise on every rank what one of them could not do."""
         problems = distributed.gather(None if problem is None else str(problem))
         if any(problems):
-            if distributed.rank() == 0:
-                with contextlib.suppress(OSError):
-                    self.folder.rmdir()  # if nothing is in it
             raise problem or OSError(next(filter(None, problems)))
 
     def _put(self, new: Path, final: Path, hashes: dict[str, str]) -> None:
