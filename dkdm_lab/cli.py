@@ -16,7 +16,7 @@ from typing import Annotated, get_args, get_type_hints
 from dkdm_lab.experiments import presets
 from dkdm_lab.experiments.preset import Preset
 from dkdm_lab.system import budget
-from dkdm_lab.system.options import Command, listed, option, setting, table, writable
+from dkdm_lab.system.options import Command, folder, listed, option, setting, table, writable
 from dkdm_lab.system.paths import cache_dir, models_dir, results_dir
 from dkdm_lab.system.settings import Compile, Count, CountOrNone, Levels, Seed, kinds
 from dkdm_lab.teachers.distillation import Distillation
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "weights in 16 bits, a card, and a manifest.",
     )
     _add_run(publish, default="teacher")
-    publish.add_argument("--out", required=True, metavar="DIR")
+    publish.add_argument("--out", type=option(folder), required=True, metavar="DIR")
     pack = commands.add_parser(
         "pack",
         help="write a preset's runs to files of at most 15 MB, to be carried elsewhere",
@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         "and those under way, each with its newest checkpoint.",
     )
     pack.add_argument("--preset", default="digits")
-    pack.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    pack.add_argument("--out", type=option(folder), required=True, metavar="DIR", help="a new folder")
     pack.add_argument("--methods", type=NAMES, help="the runs of these alone, comma-separated (default: all)")
     pack.add_argument(
         "--statistics", action="store_true",
@@ -174,7 +174,7 @@ def _add_distill(commands) -> None:
     known = kinds(Distillation)
     distil.add_argument("teacher", help=known["teacher"].meaning)
     distil.add_argument("--student", required=True, help=known["student"].meaning)
-    distil.add_argument("--out", required=True, metavar="DIR")
+    distil.add_argument("--out", type=option(folder), required=True, metavar="DIR")
     _add_minutes(distil)
     hints = get_type_hints(Distillation, include_extras=True)
     for field in dataclasses.fields(Distillation):
@@ -241,7 +241,6 @@ def _carry_out(options: argparse.Namespace) -> int:
         elif options.command == "publish":
             from dkdm_lab.experiments.shipped_models import publish
 
-            writable(options.out)
             print(publish(_run(options), options.out))
         elif options.ledger:
             _fill_ledger(options)
@@ -348,7 +347,6 @@ def _teacher(options: argparse.Namespace):
 
 def _distill(options: argparse.Namespace) -> None:
     settings = Distillation(**{name: getattr(options, name) for name in kinds(Distillation)})
-    writable(options.out)
     from dkdm_lab.metrics.scores import require
     from dkdm_lab.system import distributed
     from dkdm_lab.teachers import distill
@@ -382,7 +380,6 @@ def _distill(options: argparse.Namespace) -> None:
 def _pack(options: argparse.Namespace) -> None:
     from dkdm_lab.experiments import packing
 
-    writable(options.out)
     manifest = packing.pack(options.preset, options.out, options.statistics, options.methods)
     print(*packing.contents(manifest), sep="\n")
     size = sum(part["bytes"] for part in manifest["parts"]) / 1e6

@@ -1,7 +1,7 @@
 """Options of commands, read by the annotated types of :mod:`dkdm_lab.system.settings`, with argparse.
 
-tyro and typer make a command line out of types as well. They are not used: each imports for longer than all of
-`dkdm --help` takes, and --set NAME=VALUE, whose names depend on another option, would be ours all the same.
+tyro and typer make a command line out of types as well. They are not used: the settings that --set
+takes, whose names depend on another option, and the one sentence of a refusal would be ours all the same.
 """
 
 from __future__ import annotations
@@ -70,6 +70,19 @@ def option(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return reading
 
 
+def folder(text: str) -> Path:
+    """A folder to write to, of an option, for :func:`option`."""
+    return writable(Path(text))
+
+
+def file(text: str) -> Path:
+    """A file to write, of an option, for :func:`option`."""
+    if Path(text).is_dir():
+        raise ValueError(f"found {shown(text)}, a folder, expected a file")
+    writable(Path(text).parent)
+    return Path(text)
+
+
 def table(settings: type, values: Any = None, fixed: Iterable[str] = ("name",)) -> str:
     """Every setting in two lines, for a command's help: its name, its default, and what it may be; what it
     means. values: an instance whose values stand as defaults, where the class has none."""
@@ -83,17 +96,17 @@ def table(settings: type, values: Any = None, fixed: Iterable[str] = ("name",)) 
     return "\n".join(filter(None, lines))
 
 
-def writable(folder: str | Path, name: str = "--out") -> Path:
-    """A folder that something will be written to; ValueError where neither it nor one above it takes files.
-    Leaves nothing there."""
-    folder = Path(folder)
+def writable(folder: Path, name: str = "") -> Path:
+    """A folder that something will be written to; ValueError where neither it nor the nearest one above it
+    takes files. Leaves nothing there. name: what it is, for the message."""
     there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
     try:
         with tempfile.TemporaryFile(dir=there):
             return folder
     except OSError as error:
         why = error.strerror if there.is_dir() else f"{there} is no folder"
-        raise ValueError(f"{name}: found {shown(str(folder))}, expected a place for files ({why})") from None
+        found = f"found {shown(str(folder))}, expected a place for files ({why})"
+        raise ValueError(f"{name}: {found}" if name else found) from None
 
 
 class Command(argparse.ArgumentParser):
