@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=option(file), help="a JSON file for all numbers")
     options = parser.parse_args(arguments)
     try:
-        preset = presets.get(options.preset, **dict(options.settings))
+        preset = presets.get(options.preset).replace(**dict(options.settings))
     except ValueError as error:
         parser.error(str(error))
     switches = {name: SWITCHES[name] for name in options.switches}

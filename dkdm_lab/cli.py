@@ -218,10 +218,11 @@ def _carry_out(options: argparse.Namespace) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request, as Ctrl-C
     try:
-        if options.command == "run" and options.minutes is not None and not options.ledger:
-            raise ValueError(
-                f"--minutes: found {options.minutes:g} without --ledger, expected both or neither"
-            )
+        if options.command == "run" and not options.ledger:
+            for name, found in (("minutes", options.minutes), ("methods", options.methods)):
+                if found is not None:
+                    text = f"{found:g}" if name == "minutes" else ",".join(found)
+                    raise ValueError(f"--{name}: found {text} without --ledger, expected both or neither")
         if options.command == "readme":
             _renew_readme()
         elif options.command == "pack":
@@ -264,7 +265,7 @@ def _run(options: argparse.Namespace):
     from dkdm_lab.experiments.runs import Run
 
     writable(cache_dir(), "data_cache")
-    return Run(presets.get(options.preset, **dict(options.settings)), options.method, options.seed)
+    return Run(presets.get(options.preset).replace(**dict(options.settings)), options.method, options.seed)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -289,7 +290,7 @@ def _fill_ledger(options: argparse.Namespace) -> None:
     from dkdm_lab.experiments import paper, sweep
     from dkdm_lab.experiments.runs import Run
 
-    preset, seeds = presets.get(options.preset, **dict(options.settings)), options.seeds
+    preset, seeds = presets.get(options.preset).replace(**dict(options.settings)), options.seeds
     writable(cache_dir(), "data_cache")
     writable(results_dir(), "the ledger")
     if options.methods:

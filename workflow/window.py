@@ -453,7 +453,7 @@ def window(options: argparse.Namespace) -> int:
             [sys.executable, "-m", "dkdm_lab", "unpack", str(options.resume / "pack")], cwd=ROOT, check=True
         )
     name = "cifar16" if options.window == 1 else "cifar10-short"
-    preset = presets.get(name, **{**(TINY if options.tiny else {}), **dict(options.settings)})
+    preset = presets.get(name).replace(**{**(TINY if options.tiny else {}), **dict(options.settings)})
     options.out.mkdir(parents=True, exist_ok=True)
 
     def have(preset: str) -> dict[str, dict]:
@@ -593,7 +593,7 @@ def main(arguments: list[str] | None = None) -> int:
             from dkdm_lab.experiments import presets
             from dkdm_lab.system.files import write_json
 
-            preset = presets.get("cifar10-short", **dict(options.settings))
+            preset = presets.get("cifar10-short").replace(**dict(options.settings))
             write_json(options.out, equal_time(preset, options.seconds))
         elif options.command == "take":
             print(*take(options.out, ROOT / "book", options.replace), sep="\n")

@@ -190,7 +190,7 @@ class Preset:
         """Whether the sampler has so many steps: ddim goes in whole strides from level 0."""
         return self.sampler == "ddpm" or any(-(-self.T // k) == steps for k in range(1, self.T + 1))
 
-    def replace(self, **changes) -> Preset:
+    def replace(self, /, **changes) -> Preset:
         """This preset with other values; ValueError for a name that it does not have or a value that the
         setting may not be. Networks, data sets and models of the book must be there, and fit together."""
         found = changed(self, changes, f"preset {self.name}", ("name", "live"))

@@ -339,7 +339,7 @@ PRESETS = {
 }
 
 
-def get(name: str, live: bool = False, **changes) -> Preset:
+def get(name: str, /, live: bool = False, **changes) -> Preset:
     """A preset by name; ``live`` applies its cuts for `make book`, ``changes`` come last."""
     if name not in PRESETS:
         raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}")

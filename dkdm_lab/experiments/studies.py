@@ -329,7 +329,7 @@ STUDIES = {
 }  # fmt: skip
 
 
-def get(name: str, **changes) -> Study:
+def get(name: str, /, **changes) -> Study:
     """A study by name, with other settings where ``changes`` names some; ValueError for unknown names."""
     if name not in STUDIES:
         raise ValueError(f"study: found {name!r}, expected one of {', '.join(STUDIES)}")

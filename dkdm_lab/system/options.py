@@ -72,13 +72,15 @@ def option(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def folder(text: str) -> Path:
     """A folder to write to, of an option, for :func:`option`."""
+    if not text.strip():
+        raise ValueError(f"found {shown(text)}, expected the name of a folder")
     return writable(Path(text))
 
 
 def file(text: str) -> Path:
     """A file to write, of an option, for :func:`option`."""
-    if Path(text).is_dir():
-        raise ValueError(f"found {shown(text)}, a folder, expected a file")
+    if not text.strip() or Path(text).is_dir():
+        raise ValueError(f"found {shown(text)}, expected the name of a file")
     writable(Path(text).parent)
     return Path(text)
 
@@ -99,12 +101,12 @@ def table(settings: type, values: Any = None, fixed: Iterable[str] = ("name",)) 
 def writable(folder: Path, name: str = "") -> Path:
     """A folder that something will be written to; ValueError where neither it nor the nearest one above it
     takes files. Leaves nothing there. name: what it is, for the message."""
-    there = next((place for place in (folder, *folder.absolute().parents) if place.exists()), folder)
     try:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
         with tempfile.TemporaryFile(dir=there):
             return folder
     except OSError as error:
-        why = error.strerror if there.is_dir() else f"{there} is no folder"
+        why = error.strerror
         found = f"found {shown(str(folder))}, expected a place for files ({why})"
         raise ValueError(f"{name}: {found}" if name else found) from None
 
@@ -117,10 +119,10 @@ class Command(argparse.ArgumentParser):
     def add(self, flag: str, hint: Any, **options) -> None:
         """An option of the type, in the range and with the meaning that an annotated hint names."""
         found, default = kind(hint), options.get("default")
-        text = f"{found.meaning}; {found}" if not found.words else found.meaning
+        text = found.meaning if found.words else f"{found.meaning}; {found}".removeprefix("; ")
         text += "" if default is None else f" (default: {default})"
-        reading = {"choices": found.words} if found.words else {"type": parsed(hint)}
-        self.add_argument(flag, help=text.removeprefix("; "), **reading, **options)
+        words = {"metavar": "{" + ",".join(found.words) + "}"} if found.words else {}
+        self.add_argument(flag, help=text, type=parsed(hint), **words, **options)
 
     def format_help(self) -> str:
         more = f"\n{self.more()}\n" if self.more else ""
