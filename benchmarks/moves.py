@@ -14,17 +14,18 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from pathlib import Path
+from typing import Annotated
 
 import torch
 
-from dkdm_lab.cli import list_of
 from dkdm_lab.data import LowRankGaussian
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.experiments.ledger import Table
 from dkdm_lab.moves import OF_THE_TEACHER, VARIANCES
 from dkdm_lab.pools import ShuffledPool
 from dkdm_lab.system.files import write_json
+from dkdm_lab.system.options import Command, file, listed, option
+from dkdm_lab.system.settings import Count, Levels, Range, Seed, Share
 
 BANDS = (0.0, 0.02, 0.1, 0.3, 1.0)
 
@@ -69,21 +70,23 @@ def energies(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    numbers = lambda text: [float(word) for word in list_of(text)]  # noqa: E731
+    parser = Command(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    variances = listed(Annotated[float, Range(0, 1e6, above=True)])
     parser.add_argument("--schedule", choices=("cosine", "linear", "scaled_linear"), default="cosine")
-    parser.add_argument("--T", type=int, default=100)
-    parser.add_argument("--s2", type=numbers, default=[0.05, 0.25, 1.0], help="variances of the data")
-    parser.add_argument("--strides", type=numbers, help="of the turns (default: T / 10)")
-    parser.add_argument("--directions", type=float, default=0.0)
-    parser.add_argument("--dimensions", type=int, default=256)
-    parser.add_argument("--samples", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
+    parser.add("--T", Levels, default=100)
+    parser.add_argument("--s2", type=variances, default=[0.05, 0.25, 1.0], help="variances of the data")
+    parser.add_argument("--strides", type=listed(Count), help="of the turns (default: T / 10)")
+    parser.add("--directions", Share, default=0.0)
+    parser.add("--dimensions", Count, default=256)
+    parser.add("--samples", Count, default=1000)
+    parser.add("--seed", Seed, default=0)
+    parser.add_argument("--out", type=option(file), help="a JSON file for all numbers")
     options = parser.parse_args(arguments)
     T, D = options.T, options.dimensions
     diffusion = getattr(GaussianDiffusion, options.schedule)(T, clip=False)
-    strides = [int(stride) for stride in options.strides or [max(1, T // 10)]]
+    strides = options.strides or [max(1, T // 10)]
+    if max(strides) > T:
+        parser.error(f"--strides: found {max(strides)}, expected at most T = {T}")
     ways = [("full", 1, "small", False)]
     ways += [
         ("harvest", stride, v, False) for stride in strides for v in VARIANCES if v not in OF_THE_TEACHER

@@ -14,16 +14,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 
-from dkdm_lab.cli import list_of, setting
 from dkdm_lab.experiments import presets, speed
 from dkdm_lab.experiments.ledger import Table
 from dkdm_lab.experiments.presets import Preset
 from dkdm_lab.system.files import write_json
+from dkdm_lab.system.options import Command, file, listed, option, setting
 from dkdm_lab.system.provenance import provenance
+from dkdm_lab.system.settings import Count
 
 METHODS = ("data-based", "iterative", "shuffled", "dynamic")
 PLAIN = {"channels_last": False}
@@ -47,21 +48,23 @@ def measure(preset: Preset, method: str, precision: str = "no", **options) -> di
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Command(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--preset", default="digits")
-    parser.add_argument("--set", action="append", default=[], type=setting, dest="settings")
-    parser.add_argument("--methods", type=list_of, default=list(METHODS))
+    parser.add_argument("--set", action="append", default=[], type=option(setting), dest="settings")
+    parser.add_argument("--methods", type=listed(Literal[METHODS]), default=list(METHODS))
     parser.add_argument(
-        "--switches", nargs="?", type=list_of, const=list(SWITCHES), default=["channels_last"],
+        "--switches", nargs="?", type=listed(Literal[tuple(SWITCHES)]), const=list(SWITCHES),
+        default=["channels_last"],
         help=f"some of {', '.join(SWITCHES)}, comma-separated; without names each of them in turn",
     )  # fmt: skip
-    parser.add_argument("--iterations", type=int, default=8, help="in each measurement (default: 8)")
-    parser.add_argument("--repeats", type=int, default=5, help="of which the median (default: 5)")
-    parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
+    parser.add("--iterations", Annotated[Count, "in each measurement"], default=8)
+    parser.add("--repeats", Annotated[Count, "of which the median"], default=5)
+    parser.add_argument("--out", type=option(file), help="a JSON file for all numbers")
     options = parser.parse_args(arguments)
-    preset = presets.get(options.preset, **dict(options.settings))
-    if unknown := [name for name in options.switches if name not in SWITCHES]:
-        parser.error(f"--switches: found {unknown[0]!r}, expected some of {', '.join(SWITCHES)}")
+    try:
+        preset = presets.get(options.preset).replace(**dict(options.settings))
+    except ValueError as error:
+        parser.error(str(error))
     switches = {name: SWITCHES[name] for name in options.switches}
     counts = {"iterations": options.iterations, "repeats": options.repeats}
     found = {

@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from pathlib import Path
+from typing import Literal
 
-from dkdm_lab.cli import list_of, setting
 from dkdm_lab.experiments import ledger, presets, speed
 from dkdm_lab.experiments.presets import Preset
 from dkdm_lab.experiments.runs import Run
 from dkdm_lab.pools import WARMUPS
 from dkdm_lab.system.files import write_json
+from dkdm_lab.system.options import Command, file, listed, option, setting
 from dkdm_lab.system.provenance import provenance
+from dkdm_lab.system.settings import Seed
 
 
 def measure(preset: Preset, warmup: str, seeds: list[int]) -> dict:
@@ -36,15 +37,18 @@ def measure(preset: Preset, warmup: str, seeds: list[int]) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Command(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--preset", default="digits")
-    parser.add_argument("--set", action="append", default=[], type=setting, dest="settings")
-    parser.add_argument("--warmups", type=list_of, default=list(WARMUPS))
-    parser.add_argument("--seeds", type=list_of, default=["0", "1", "2"])
-    parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
+    parser.add_argument("--set", action="append", default=[], type=option(setting), dest="settings")
+    parser.add_argument("--warmups", type=listed(Literal[WARMUPS]), default=list(WARMUPS))
+    parser.add_argument("--seeds", type=listed(Seed), default=[0, 1, 2])
+    parser.add_argument("--out", type=option(file), help="a JSON file for all numbers")
     options = parser.parse_args(arguments)
-    preset = presets.get(options.preset, **dict(options.settings))
-    found = {warmup: measure(preset, warmup, list(map(int, options.seeds))) for warmup in options.warmups}
+    try:
+        preset = presets.get(options.preset).replace(**dict(options.settings))
+    except ValueError as error:
+        parser.error(str(error))
+    found = {warmup: measure(preset, warmup, options.seeds) for warmup in options.warmups}
     first = next(iter(found.values()))
     rows = [
         [

@@ -4,45 +4,83 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import functools
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Annotated, get_args, get_type_hints
 
+# Nothing here loads torch: help, and most refusals, come at once.
+from dkdm_lab.experiments import presets
+from dkdm_lab.experiments.preset import Preset
 from dkdm_lab.system import budget
+from dkdm_lab.system.options import Command, folder, listed, option, setting, table, writable
+from dkdm_lab.system.paths import cache_dir, models_dir, results_dir
+from dkdm_lab.system.settings import Compile, Count, CountOrNone, Levels, Seed, kinds
+from dkdm_lab.teachers.distillation import Distillation
 
 EXIT_CODES = (
     "Exit codes: 0, all is finished; 75, --minutes are used up and the same command goes on (accelerate "
     "launch makes that 1, only the message says so); 130, stopped by a signal and saved; 1, an error, also "
-    "--minutes in which nothing at all could be saved."
+    "--minutes in which nothing at all could be saved; 2, an option that cannot be read."
 )
+SEEDS = [0, 1, 2]
+NAMES = listed(str)
 
 
-def _add_minutes(command: argparse.ArgumentParser, where: str = "") -> None:
+def _of_preset() -> str:
+    values = table(Preset, presets.get("digits"), ("name", "live"))
+    return f"Settings of a preset, with the values of digits:\n{values}"
+
+
+def _of_study() -> str:
+    from dkdm_lab.experiments import studies
+
+    return f"Settings of a study, with the values of digits:\n{table(studies.Study, studies.get('digits'))}"
+
+
+def _add_settings(command: Command, what: str, more: Callable[[], str]) -> None:
+    command.more = more
+    command.add_argument(
+        "--set", action="append", default=[], type=option(setting), metavar="NAME=VALUE", dest="settings",
+        help=what,
+    )  # fmt: skip
+
+
+def _add_minutes(command: Command, where: str = "") -> None:
     command.add_argument(
         "--minutes", type=minutes, metavar="M",
         help=f"{where}stop by itself after so many, fractions too, when the step under way is done and saved",
     )  # fmt: skip
 
 
-def _add_run(command: argparse.ArgumentParser, **method) -> None:
+def _add_seeds(command: Command, meaning: str) -> None:
+    command.add_argument("--seeds", type=listed(Seed), default=SEEDS, help=f"{meaning} (default: 0,1,2)")
+
+
+def _add_ledger(command: Command, meaning: str) -> None:
+    command.add_argument("--ledger", action="store_true", help=meaning)
+    command.add_argument(
+        "--against-teacher", action="store_true",
+        help="with --ledger: FID' too, against the teacher's own distribution",
+    )  # fmt: skip
+
+
+def _add_run(command: Command, **method) -> None:
     """The options that name a run, see :func:`_run`; method: how its own is asked for."""
     command.add_argument("--preset", default="digits")
     command.add_argument("--method", **method)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument(
-        "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings",
-        help="a setting of the preset",
-    )  # fmt: skip
+    command.add("--seed", Seed, default=0)
+    _add_settings(command, "a setting of the preset, see below", _of_preset)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dkdm", description="DKDM Lab: run the book, or the runs behind it."
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Command)
     run = commands.add_parser(
         "run",
         help="execute chapters, or with --ledger the runs behind their tables",
@@ -52,24 +90,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     run.add_argument("--preset", default="digits")
-    run.add_argument("--chapters", type=list_of, help="names or numbers, comma-separated (default: all)")
+    run.add_argument("--chapters", type=NAMES, help="names or numbers, comma-separated (default: all)")
+    _add_settings(run, "a chapter parameter, or a setting of the preset, see below", _of_preset)
+    run.add("--jobs", Annotated[Count, "chapters side by side"], default=1, metavar="N")
+    _add_ledger(run, "runs instead of chapters")
     run.add_argument(
-        "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings",
-        help="a chapter parameter, or with --ledger a setting of the preset",
-    )  # fmt: skip
-    run.add_argument("--jobs", type=int, default=1, metavar="N", help="chapters side by side (default: 1)")
-    run.add_argument("--ledger", action="store_true", help="runs instead of chapters")
-    run.add_argument(
-        "--methods", type=list_of,
+        "--methods", type=NAMES,
         help="with --ledger: these at the preset's own settings, comma-separated (default: all runs that the "
         "book's tables, figures and claims look up)",
     )  # fmt: skip
     _add_minutes(run, "with --ledger: ")
-    run.add_argument("--seeds", type=list_of, default=["0", "1", "2"], help="with --ledger (default: 0,1,2)")
-    run.add_argument(
-        "--against-teacher", action="store_true",
-        help="with --ledger: FID' too, against the teacher's own distribution",
-    )  # fmt: skip
+    _add_seeds(run, "with --ledger")
     train = commands.add_parser(
         "train",
         help="one run: a method at a preset, with a seed",
@@ -80,16 +111,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_minutes(train)
     _add_run(train, required=True)
-    train.add_argument("--ledger", action="store_true", help="enter the result into book/results/ too")
-    train.add_argument(
-        "--against-teacher", action="store_true",
-        help="with --ledger: FID' too, against the teacher's own distribution",
-    )  # fmt: skip
+    _add_ledger(train, "enter the result into book/results/ too")
     measure = commands.add_parser("measure", help="measure speed into book/results/<preset>/measured/")
     measure.add_argument("--preset", default="digits")
-    measure.add_argument(
-        "--seeds", type=list_of, default=["0", "1", "2"], help="repetitions (default: 0,1,2)"
-    )
+    _add_seeds(measure, "repetitions")
     study = commands.add_parser(
         "study",
         help="the distillation of VAEs and classifiers, into the ledger",
@@ -97,86 +122,13 @@ def _parser() -> argparse.ArgumentParser:
         "book/results/<study>/studies/.",
     )
     study.add_argument("study", nargs="?", default="digits")
-    study.add_argument("--parts", type=list_of, help="comma-separated (default: all)")
-    study.add_argument(
-        "--seeds", type=list_of, default=["0", "1", "2"], help="comma-separated (default: 0,1,2)"
-    )
-    study.add_argument(
-        "--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings",
-        help="a setting of the study",
-    )  # fmt: skip
+    study.add_argument("--parts", type=NAMES, help="comma-separated (default: all)")
+    _add_seeds(study, "comma-separated")
+    _add_settings(study, "a setting of the study, see below", _of_study)
     study.add_argument(
         "--publish", action="store_true", help="keep the parts in book/models, where others find them made"
     )
-    distil = commands.add_parser(
-        "distill",
-        help="distil a teacher to a student, without a data set",
-        description="Train a student from a teacher alone and write it as a pipeline of the teacher's kind. "
-        "With it come its card, its losses and a sheet of its samples beside the teacher's. Called again, "
-        "it goes on where it was stopped.",
-        epilog=EXIT_CODES,
-    )
-    _add_minutes(distil)
-    distil.add_argument(
-        "teacher", help="a diffusers pipeline's folder, a Hub id, an ADM file (.pt) or CompVis' LDM (.ckpt)"
-    )
-    distil.add_argument(
-        "--student", required=True,
-        help="a network's name, as cnn-14m; x0.5, the teacher's own at half its width; or a config.json",
-    )  # fmt: skip
-    distil.add_argument("--out", required=True, metavar="DIR")
-    distil.add_argument("--prompts", metavar="FILE", help="a text-to-image teacher's prompts, one a line")
-    distil.add_argument(
-        "--null-class", type=int, metavar="N",
-        help="the label that stands for none, where a class-conditional U-Net has one",
-    )  # fmt: skip
-    distil.add_argument("--iterations", type=int, default=argparse.SUPPRESS)
-    distil.add_argument("--batch-size", type=int, default=argparse.SUPPRESS)
-    distil.add_argument(
-        "--rho", type=float, default=argparse.SUPPRESS,
-        help="the pool's size in T batches (default: 0.04; the paper's: 0.4)",
-    )  # fmt: skip
-    distil.add_argument(
-        "--stride", type=int, default=argparse.SUPPRESS, metavar="K",
-        help="steps that a turn moves the pool's samples by (default: T / 10; the paper's: 1)",
-    )  # fmt: skip
-    distil.add_argument(
-        "--variance", choices=("learned", "stretched", "small", "large", "analytic", "ddim"),
-        default=argparse.SUPPRESS,
-        help="of the pool's moves (default: the teacher's own where it learns one, else analytic in strides)",
-    )  # fmt: skip
-    distil.add_argument(
-        "--storage", choices=("float32", "bfloat16", "float16", "host"), default=argparse.SUPPRESS,
-        help="how the pool's samples rest: in a precision, or in float32 in the host's memory",
-    )  # fmt: skip
-    distil.add_argument("--mixed-precision", choices=("no", "bf16", "fp16"), default=argparse.SUPPRESS)
-    distil.add_argument(
-        "--compile", nargs="?", const="default", metavar="MODE",
-        help="compile both networks by torch.compile; reduce-overhead records CUDA graphs",
-    )  # fmt: skip
-    distil.add_argument(
-        "--lr", type=float, default=argparse.SUPPRESS,
-        help="default: 1e-4, and up to 1e-3 for fewer than 10,000 iterations",
-    )  # fmt: skip
-    distil.add_argument("--ema", type=float, default=argparse.SUPPRESS)
-    distil.add_argument(
-        "--guidance", type=float, default=argparse.SUPPRESS, help="of the teacher while the pool moves"
-    )
-    distil.add_argument("--seed", type=int, default=argparse.SUPPRESS)
-    distil.add_argument(
-        "--evaluate", type=int, default=0, metavar="N", help="compare N images with N of the teacher's (FID')"
-    )
-    distil.add_argument(
-        "--samples", type=int, default=8, metavar="N",
-        help="columns of the sheet of samples beside the teacher's, at most; 0 for none (default: 8)",
-    )  # fmt: skip
-    distil.add_argument("--schedule", choices=("cosine", "linear"), default="cosine", help="of an ADM file")
-    distil.add_argument("--steps", type=int, default=1000, help="T, of an ADM file (default: 1000)")
-    distil.add_argument("--size", type=int, help="of an ADM file's images (32) or a .ckpt's latents (64)")
-    distil.add_argument("--head-channels", type=int, default=32, help="of a file's attention (default: 32)")
-    distil.add_argument(
-        "--legacy-attention", action="store_true", help="an ADM file with q, k, v interleaved"
-    )
+    _add_distill(commands)
     publish = commands.add_parser(
         "publish",
         help="write the model of a finished run as a folder for others",
@@ -184,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "weights in 16 bits, a card, and a manifest.",
     )
     _add_run(publish, default="teacher")
-    publish.add_argument("--out", required=True, metavar="DIR")
+    publish.add_argument("--out", type=option(folder), required=True, metavar="DIR")
     pack = commands.add_parser(
         "pack",
         help="write a preset's runs to files of at most 15 MB, to be carried elsewhere",
@@ -192,10 +144,8 @@ def _parser() -> argparse.ArgumentParser:
         "and those under way, each with its newest checkpoint.",
     )
     pack.add_argument("--preset", default="digits")
-    pack.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    pack.add_argument(
-        "--methods", type=list_of, help="the runs of these alone, comma-separated (default: all)"
-    )
+    pack.add_argument("--out", type=option(folder), required=True, metavar="DIR", help="a new folder")
+    pack.add_argument("--methods", type=NAMES, help="the runs of these alone, comma-separated (default: all)")
     pack.add_argument(
         "--statistics", action="store_true",
         help="the real images' statistics too: many MB, but hours for Inception without a GPU",
@@ -209,6 +159,46 @@ def _parser() -> argparse.ArgumentParser:
     unpack.add_argument("pack", metavar="DIR", help="a folder that dkdm pack wrote")
     commands.add_parser("readme", help="renew README's table and picture from the ledger")
     return parser
+
+
+def _add_distill(commands) -> None:
+    """The command whose options are the fields of :class:`Distillation`."""
+    distil = commands.add_parser(
+        "distill",
+        help="distil a teacher to a student, without a data set",
+        description="Train a student from a teacher alone and write it as a pipeline of the teacher's kind. "
+        "With it come its card, its losses and a sheet of its samples beside the teacher's. Called again, "
+        "it goes on where it was stopped.",
+        epilog=EXIT_CODES,
+    )
+    known = kinds(Distillation)
+    distil.add_argument("teacher", help=known["teacher"].meaning)
+    distil.add_argument("--student", required=True, help=known["student"].meaning)
+    distil.add_argument("--out", type=option(folder), required=True, metavar="DIR")
+    _add_minutes(distil)
+    hints = get_type_hints(Distillation, include_extras=True)
+    for field in dataclasses.fields(Distillation):
+        if field.default is not dataclasses.MISSING:
+            distil.add(f"--{field.name.replace('_', '-')}", hints[field.name], default=field.default)
+    distil.add_argument(
+        "--compile", nargs="?", const="default", choices=get_args(Compile), metavar="MODE",
+        help="compile both networks by torch.compile; reduce-overhead records CUDA graphs",
+    )  # fmt: skip
+    distil.add(
+        "--evaluate", Annotated[CountOrNone, "compare so many images with the teacher's (FID')"], default=0
+    )
+    columns = "columns of the sheet of samples beside the teacher's, at most; 0 for none"
+    distil.add("--samples", Annotated[CountOrNone, columns], default=8)
+    distil.add_argument("--prompts", metavar="FILE", help="a text-to-image teacher's prompts, one per line")
+    no_label = "the label that stands for none, where a class-conditional U-Net has one"
+    distil.add("--null-class", Annotated[CountOrNone, no_label])
+    distil.add_argument("--schedule", choices=("cosine", "linear"), default="cosine", help="of an ADM file")
+    distil.add("--steps", Annotated[Levels, "T, of an ADM file"], default=1000)
+    distil.add("--size", Annotated[Count, "of an ADM file's images (32) or a .ckpt's latents (64)"])
+    distil.add("--head-channels", Annotated[Count, "of a file's attention"], default=32)
+    distil.add_argument(
+        "--legacy-attention", action="store_true", help="an ADM file with q, k, v interleaved"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -228,10 +218,11 @@ def _carry_out(options: argparse.Namespace) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request, as Ctrl-C
     try:
-        if options.command == "run" and options.minutes is not None and not options.ledger:
-            raise ValueError(
-                f"--minutes: found {options.minutes:g} without --ledger, expected both or neither"
-            )
+        if options.command == "run" and not options.ledger:
+            for name, found in (("minutes", options.minutes), ("methods", options.methods)):
+                if found is not None:
+                    text = f"{found:g}" if name == "minutes" else ",".join(found)
+                    raise ValueError(f"--{name}: found {text} without --ledger, expected both or neither")
         if options.command == "readme":
             _renew_readme()
         elif options.command == "pack":
@@ -271,16 +262,18 @@ def _carry_out(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace):
     """The run that --preset, --method, --seed and --set name."""
-    from dkdm_lab.experiments import presets
     from dkdm_lab.experiments.runs import Run
 
-    return Run(presets.get(options.preset, **dict(options.settings)), options.method, options.seed)
+    writable(cache_dir(), "data_cache")
+    return Run(presets.get(options.preset).replace(**dict(options.settings)), options.method, options.seed)
 
 
 def _train(options: argparse.Namespace) -> None:
     from dkdm_lab.experiments import ledger
     from dkdm_lab.system import distributed
 
+    if options.ledger:
+        writable(results_dir(), "the ledger")
     run = _run(options)
     main = distributed.rank() == 0
     if main:
@@ -294,10 +287,12 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _fill_ledger(options: argparse.Namespace) -> None:
-    from dkdm_lab.experiments import paper, presets, sweep
+    from dkdm_lab.experiments import paper, sweep
     from dkdm_lab.experiments.runs import Run
 
-    preset, seeds = presets.get(options.preset, **dict(options.settings)), [int(s) for s in options.seeds]
+    preset, seeds = presets.get(options.preset).replace(**dict(options.settings)), options.seeds
+    writable(cache_dir(), "data_cache")
+    writable(results_dir(), "the ledger")
     if options.methods:
         runs = [(Run(preset, method, seed).shared(), False) for seed in seeds for method in options.methods]
     else:
@@ -311,7 +306,9 @@ def _study(options: argparse.Namespace) -> None:
 
     study = studies.get(options.study, **dict(options.settings))
     names = options.parts or list(studies.PARTS)
-    parts = [studies.Part(study, name, int(seed)) for seed in options.seeds for name in names]
+    parts = [studies.Part(study, name, seed) for seed in options.seeds for name in names]
+    writable(cache_dir(), "data_cache")
+    writable(models_dir() if options.publish else results_dir(), "the ledger")
     for number, part in enumerate(parts, 1):
         where = f"[{number}/{len(parts)}] {study.name}/seed{part.seed}/{part.label}"
         print(f"{where}: {part.status}", flush=True)
@@ -323,14 +320,14 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    from dkdm_lab.experiments import paper, presets, speed
+    from dkdm_lab.experiments import paper, speed
     from dkdm_lab.system.files import write_json
-    from dkdm_lab.system.paths import results_dir
 
     preset = presets.get(options.preset)
     if preset.name not in paper.CAST:
         raise ValueError(f"preset: found {preset.name!r}, expected one of {', '.join(paper.CAST)}")
-    for seed in map(int, options.seeds):
+    writable(results_dir(), "the ledger")
+    for seed in options.seeds:
         file = results_dir() / preset.name / "measured" / f"seed{seed}.json"
         write_json(file, speed.measure(preset, paper.CAST[preset.name]["sizes"], seed))
         print(file.relative_to(results_dir()), flush=True)
@@ -350,9 +347,14 @@ def _teacher(options: argparse.Namespace):
 
 
 def _distill(options: argparse.Namespace) -> None:
+    settings = Distillation(**{name: getattr(options, name) for name in kinds(Distillation)})
+    from dkdm_lab.metrics.scores import require
+    from dkdm_lab.system import distributed
     from dkdm_lab.teachers import distill
     from dkdm_lab.teachers.pipelines import read_prompts
 
+    if options.evaluate and distributed.rank() == 0:
+        require("inception", options.evaluate)
     teacher = _teacher(options)
     needs, conditions = teacher.denoiser.condition, None
     if (needs == "text") != (options.prompts is not None):
@@ -363,9 +365,6 @@ def _distill(options: argparse.Namespace) -> None:
         conditions = teacher.prompts(read_prompts(options.prompts))
     elif needs == "class":
         conditions = teacher.classes(options.null_class)
-    names = [field.name for field in dataclasses.fields(distill.Distillation)]
-    given = {name: getattr(options, name) for name in names if name in options}  # the rest has its defaults
-    settings = distill.Distillation(**given)
     distill.distill(
         teacher,
         settings,
@@ -391,7 +390,6 @@ def _pack(options: argparse.Namespace) -> None:
 def _renew_readme() -> None:
     from dkdm_lab.experiments import ledger
     from dkdm_lab.system import figures
-    from dkdm_lab.system.paths import results_dir
 
     book = results_dir().parent
     ledger.write_readme(book.parent / "README.md")
@@ -406,27 +404,6 @@ def minutes(text: str) -> float:
         return budget.minutes_of(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix("minutes: ")) from None
-
-
-def list_of(text: str) -> list[str]:
-    """The words of a comma-separated list."""
-    return text.split(",")
-
-
-def settings_of(text: str) -> dict:
-    """Settings from one text, as "iterations=1000,lr=0.001"."""
-    return dict(map(setting, filter(None, text.split(","))))
-
-
-def setting(text: str) -> tuple[str, object]:
-    """One setting from NAME=VALUE; the value is a Python literal or else a plain word."""
-    name, separator, value = text.partition("=")
-    if not separator:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=VALUE")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value  # a plain word
 
 
 if __name__ == "__main__":

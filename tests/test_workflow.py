@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dkdm_lab.cli import settings_of
 from dkdm_lab.experiments import paper, presets
 from dkdm_lab.experiments.runs import METHODS
 from dkdm_lab.networks import NETWORKS
+from dkdm_lab.system.options import settings_of
 from dkdm_lab.system.paths import results_dir
 
 ROOT = Path(__file__).parents[1]

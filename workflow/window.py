@@ -31,6 +31,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
@@ -452,7 +453,7 @@ def window(options: argparse.Namespace) -> int:
             [sys.executable, "-m", "dkdm_lab", "unpack", str(options.resume / "pack")], cwd=ROOT, check=True
         )
     name = "cifar16" if options.window == 1 else "cifar10-short"
-    preset = presets.get(name, **{**(TINY if options.tiny else {}), **dict(options.settings)})
+    preset = presets.get(name).replace(**{**(TINY if options.tiny else {}), **dict(options.settings)})
     options.out.mkdir(parents=True, exist_ok=True)
 
     def have(preset: str) -> dict[str, dict]:
@@ -542,30 +543,34 @@ def take(out: Path, book: Path, replace: bool = False) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from dkdm_lab.cli import list_of, minutes, setting
+    from dkdm_lab.cli import minutes
+    from dkdm_lab.system.options import Command, file, folder, listed, option, setting
+    from dkdm_lab.system.settings import Count, Range, Seed
 
+    seconds = Annotated[float, Range(0, 86_400, above=True), "that each student has"]
+    settings = {"action": "append", "default": [], "type": option(setting), "dest": "settings"}
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Command)
     data = commands.add_parser("data", help="pack CIFAR-10's training images and Inception's weights")
-    data.add_argument("out", type=Path)
+    data.add_argument("out", type=option(folder))
     unpack = commands.add_parser("unpack", help="put them into data_cache, as each window does first")
     unpack.add_argument("data", type=Path)
     for number in (1, 2, 3):
         of = commands.add_parser(str(number), help=f"window {number}")
         of.add_argument("--data", type=Path, required=True)
-        of.add_argument("--out", type=Path, required=True, help="for what goes home")
+        of.add_argument("--out", type=option(folder), required=True, help="for what goes home")
         of.add_argument("--minutes", type=minutes, default=9.0, help="all together (default: 9)")
-        of.add_argument("--jobs", type=int, default=JOBS, help=f"side by side (default: {JOBS})")
-        of.add_argument("--seeds", type=lambda text: tuple(map(int, list_of(text))), help="other ones")
+        of.add("--jobs", Annotated[Count, "side by side"], default=JOBS)
+        of.add_argument("--seeds", type=listed(Seed), help="other ones")
         of.add_argument("--resume", type=Path, metavar="OUT", help="go on from what a window left here")
         of.add_argument("--tiny", action="store_true", help="a rehearsal: two iterations, eight samples")
-        of.add_argument("--set", action="append", default=[], type=setting, dest="settings")
+        of.add_argument("--set", **settings)
     measured = commands.add_parser("equal-time", help="the measurement in window 2")
-    measured.add_argument("--set", action="append", default=[], type=setting, dest="settings")
-    measured.add_argument("--seconds", type=float, default=SECONDS)
-    measured.add_argument("--out", type=Path, required=True)
+    measured.add_argument("--set", **settings)
+    measured.add("--seconds", seconds, default=SECONDS)
+    measured.add_argument("--out", type=option(file), required=True)
     taken = commands.add_parser("take", help="put a window's results into book/")
     taken.add_argument("out", type=Path)
     taken.add_argument("--replace", action="store_true", help="other files that lie there")
@@ -588,7 +593,7 @@ def main(arguments: list[str] | None = None) -> int:
             from dkdm_lab.experiments import presets
             from dkdm_lab.system.files import write_json
 
-            preset = presets.get("cifar10-short", **dict(options.settings))
+            preset = presets.get("cifar10-short").replace(**dict(options.settings))
             write_json(options.out, equal_time(preset, options.seconds))
         elif options.command == "take":
             print(*take(options.out, ROOT / "book", options.replace), sep="\n")

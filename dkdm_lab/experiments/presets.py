@@ -7,92 +7,8 @@ teacher's own training are therefore ours.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
 
-from dkdm_lab.diffusion import GaussianDiffusion
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Everything that decides an experiment but the method and the seed."""
-
-    name: str
-    data: str  # what `data.load_images` takes, or "toy"
-    schedule: str  # "cosine", "linear" or "scaled_linear"
-    T: int
-    clip: bool  # clamp x_0 to [-1, 1] in reverse steps
-    batch_size: int
-
-    teacher: str  # a network's name; "exact" for the toy's closed form
-    teacher_iterations: int
-    teacher_lr: float
-    teacher_ema: float
-
-    student: str
-    iterations: int
-    lr: float
-    ema: float
-
-    rho: float  # Algorithm 1: |B+| = rho * T * batch_size
-    synthetic_images: int  # Table 4: what data-free training generates
-    synthetic_steps: int
-
-    steps: int  # sampling steps of every evaluation
-    samples: int  # N of every evaluation
-    warmup: str = "harvest"  # the shuffle denoise; the paper's is "full"
-    stride: int = 1  # by how many steps a turn moves the dynamic pool's samples; the paper's is 1
-    variance: str | None = None  # of the pools' long moves: see moves.VARIANCES; None as the pool says
-    storage: str = "float32"  # how the dynamic pool's samples rest: see pools.STORAGES
-    discard: float = 0.0  # Sec. 11
-    curve: int = 4  # evaluations over a training, evenly spaced, the last at its end; 0 for none
-    curve_samples: int | None = None  # N of those before the last, by FID alone; None for `samples`
-    checkpoint_every: int = 1000
-    mixed_precision: str = "no"
-    compile: str | None = None  # a mode of torch.compile for the networks; see training.train
-    flip: bool = False  # mirror real and synthetic training images at random, as ADM does
-    real_fraction: float = 0.2  # Sec. 4.1, data-limited training: the share of real images
-    early_stop: bool = False  # Table 6: report and keep the best point of the curve, not the last
-    reference_images: int | None = None  # evaluate against the first so many; None for the whole train set
-    sampler: str = "ddpm"  # of every evaluation and synthetic set; "ddim" in latent space
-    # A pretrained teacher, with the VAE of its latents: a folder, a Hub id, or a model's name in book/models
-    pipeline: str | None = None
-    teacher_seed: int | None = None  # one teacher and one synthetic set for all seeds; None for one per seed
-    autoencoder: str | None = None  # one to be trained here, by name: everything happens in its latents
-    classes: int | None = None  # how many labels a class-conditional teacher takes; the next one is for none
-    guidance: float = 1.0  # of a class-conditional teacher while pools move
-    sample_guidance: float = 3.0  # of the second evaluation of a class-conditional model, beside that without
-    equal_time: bool = False  # its students have the same time, so their numbers of iterations differ
-    live: dict = field(default_factory=dict, hash=False)  # what `make book` changes, to fit its time
-
-    def replace(self, **changes) -> Preset:
-        """This preset with other values; ValueError for a name it does not have."""
-        known = {f.name for f in dataclasses.fields(self)} - {"name", "live"}
-        unknown = sorted(set(changes) - known)
-        if unknown:
-            raise ValueError(
-                f"preset {self.name}: found no setting {unknown[0]!r}, expected one of {sorted(known)}"
-            )
-        return dataclasses.replace(self, **changes)
-
-    @property
-    def metric(self) -> str:
-        """The name of the score that decides, as results hold it."""
-        return {"toy": "energy-distance", "digits": "digits-FID"}.get(self.data, "FID")
-
-    @property
-    def features(self) -> str:
-        """What judges the samples: ``inception``, or ``digits`` for those."""
-        return "digits" if self.data == "digits" else "inception"
-
-    @property
-    def curve_metric(self) -> str:
-        """The name of the score that decides on the way, in a training's curve."""
-        return self.metric if self.curve_samples is None else f"{self.metric}@{self.curve_samples}"
-
-    def diffusion(self) -> GaussianDiffusion:
-        """The preset's forward process."""
-        return getattr(GaussianDiffusion, self.schedule)(self.T, clip=self.clip)
-
+from dkdm_lab.experiments.preset import Preset
 
 _DIGITS = Preset(
     name="digits",  # scikit-learn's 1,797 real digits, 8x8
@@ -423,7 +339,7 @@ PRESETS = {
 }
 
 
-def get(name: str, live: bool = False, **changes) -> Preset:
+def get(name: str, /, live: bool = False, **changes) -> Preset:
     """A preset by name; ``live`` applies its cuts for `make book`, ``changes`` come last."""
     if name not in PRESETS:
         raise ValueError(f"preset: found {name!r}, expected one of {', '.join(PRESETS)}")

@@ -41,6 +41,7 @@ from dkdm_lab.system.files import alone, explained, once, read_json, readable, t
 from dkdm_lab.system.paths import cache_dir
 from dkdm_lab.system.progress import progress_bar
 from dkdm_lab.system.provenance import device, provenance
+from dkdm_lab.system.settings import Seed, accept, kind
 from dkdm_lab.teachers.pipelines import Pipeline, decode, encode
 from dkdm_lab.training import train
 
@@ -99,13 +100,13 @@ class Run:
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"method: found {self.method!r}, expected one of {', '.join(METHODS)}")
-        if self.preset.curve < 0 or (self.preset.early_stop and not self.preset.curve):
-            least = 1 if self.preset.early_stop else 0
-            raise ValueError(f"curve: found {self.preset.curve} scores, expected {least} or more")
-        if self.preset.early_stop and self.preset.curve_samples:
+        accept("seed", kind(Seed), self.seed)
+        p = self.preset
+        if self.method == "data-limited" and p.classes:
+            raise ValueError(f"data-limited: not for the class-conditional preset {p.name}")
+        if self.method in ("data-free", "data-limited") and p.synthetic_images < p.batch_size:
             raise ValueError(
-                f"curve_samples: found {self.preset.curve_samples} with early_stop, which keeps the best of "
-                "full scores; expected None"
+                f"synthetic_images: found {p.synthetic_images}, expected at least one batch, {p.batch_size}"
             )
 
     @property
@@ -316,8 +317,6 @@ class Run:
             data = self.synthetic_run().images(progress)
             labels = self._labels(len(data))
             if self.method == "data-limited":
-                if p.classes:
-                    raise ValueError(f"data-limited: not for the class-conditional preset {p.name}")
                 data = mix(self._real(), data, p.real_fraction, self.seed)
         else:
             return self._pool(options, progress)

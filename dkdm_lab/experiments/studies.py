@@ -11,7 +11,6 @@ Models* (Group 2, Indian Institute of Technology Mandi, 15 May 2025).
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -20,7 +19,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ from dkdm_lab.data.images import load_images, load_labels, to_model
 from dkdm_lab.experiments import presets
 from dkdm_lab.experiments.ledger import LEDGER, Spread, Table, spread
 from dkdm_lab.experiments.paper import Check, Claim
+from dkdm_lab.experiments.preset import Network
 from dkdm_lab.experiments.speed import seconds_of
 from dkdm_lab.metrics.scores import compare
 from dkdm_lab.networks.folders import read_model
@@ -41,6 +41,22 @@ from dkdm_lab.sources import NoisedImages
 from dkdm_lab.system.files import once, read_json, readable, whole_folder, write_json
 from dkdm_lab.system.paths import cache_dir, models_dir, results_dir
 from dkdm_lab.system.provenance import device, provenance
+from dkdm_lab.system.settings import (
+    MOST,
+    Average,
+    Count,
+    Guidance,
+    Named,
+    Range,
+    Seed,
+    Share,
+    Weight,
+    accept,
+    changed,
+    check,
+    kind,
+    together,
+)
 from dkdm_lab.teachers.pipelines import Pipeline
 from dkdm_lab.training import train
 
@@ -111,52 +127,71 @@ class Study:
     """Everything that decides a study but the seed."""
 
     name: str
-    data: str  # what `data.load_images` takes, and a preset, whose process and features are used
-    classes: tuple[int, ...]  # the teachers' own; of a set without a split every third image is held out
-    samples: int  # of the held-out images and of generated ones, in every score
-    draws: int  # sets of generated images, whose scores are averaged
+    data: Annotated[
+        str, Named("a preset's name", lambda: presets.PRESETS), "its process and features are used"
+    ]
+    classes: Annotated[
+        tuple[Annotated[int, Range(0, MOST)], ...],
+        "the teachers' own; of a set without a split every third image is held out",
+    ]
+    samples: Annotated[int, Range(2, MOST), "of the held-out images and of generated ones, in every score"]
+    draws: Annotated[Count, "sets of generated images, whose scores are averaged"]
 
-    unseen: str | None  # a guide's folder or Hub id; None for one to be trained here, on all other classes
-    seen: str | None  # None for one to be trained here, on the teachers' images
-    guide: str  # the network of a guide that is trained here, by name
-    guide_iterations: int
-    guide_batch_size: int
-    guide_lr: float
-    guide_ema: float
-    prompts: tuple[str, ...]  # of a text-to-image guide, one a class
-    guidance: float  # classifier-free, of such a guide
+    unseen: Annotated[str | None, "a guide's folder or Hub id; None: trained here, on all other classes"]
+    seen: Annotated[str | None, "a guide's folder or Hub id; None: trained here, on the teachers' images"]
+    guide: Annotated[Network, "of a guide that is trained here"]
+    guide_iterations: Count
+    guide_batch_size: Count
+    guide_lr: Share
+    guide_ema: Average
+    prompts: Annotated[tuple[str, ...], "of a text-to-image guide, one per class"]
+    guidance: Annotated[Guidance, "classifier-free, of a text-to-image guide"]
 
-    teacher_width: int
-    width: int  # the students'
-    levels: int
-    latent_channels: int
-    teacher_iterations: int
-    teacher_lr: float
-    iterations: int
-    lr: float
-    weight_decay: float
-    batch_size: int
-    blind: float  # the share of iterations without images, of students that learn both ways
+    teacher_width: Annotated[Count, "of the teacher VAE"]
+    width: Annotated[Count, "of the student VAEs"]
+    levels: Annotated[int, Range(1, 10), "of every VAE's ladder"]
+    latent_channels: Count
+    teacher_iterations: Count
+    teacher_lr: Share
+    iterations: Annotated[Count, "of the student VAEs"]
+    lr: Share
+    weight_decay: Share
+    batch_size: Count
+    blind: Annotated[Average, "share of iterations without images, of students that learn both ways"]
 
-    images: int  # of a synthetic set
-    steps: int
-    synthesis_batch_size: int
-    step_size: float
-    reconstruction: float  # weights of the losses that guide for a VAE
-    kl: float
-    batch_norm: float
+    images: Annotated[int, Range(2, MOST), "of a synthetic set"]
+    steps: Annotated[Count, "of its synthesis"]
+    synthesis_batch_size: Count
+    step_size: Weight
+    reconstruction: Annotated[Weight, "of a loss that guides for a VAE, as the next two"]
+    kl: Weight
+    batch_norm: Weight
 
-    classifier_teacher_width: int
-    classifier_width: int
-    classifier_teacher_iterations: int
-    classifier_iterations: int
-    classifier_lr: float
-    class_step_size: float
-    class_batch_norm: float  # weights of the losses that guide for a classifier
-    classification: float
-    adversarial: float
+    classifier_teacher_width: Count
+    classifier_width: Count
+    classifier_teacher_iterations: Count
+    classifier_iterations: Count
+    classifier_lr: Share
+    class_step_size: Weight
+    class_batch_norm: Annotated[Weight, "of a loss that guides for a classifier, as the next two"]
+    classification: Weight
+    adversarial: Weight
     cutmix: bool
-    temperature: float = TEMPERATURE
+    temperature: Annotated[float, Range(0, 1000, above=True), "of a classifier's soft labels"] = TEMPERATURE
+
+    def __post_init__(self):
+        check(self)
+        together(
+            self,
+            [
+                ("classes", len(set(self.classes)) < max(2, len(self.classes)), "at least two, each once"),
+                (
+                    "prompts",
+                    len(self.prompts) not in (0, len(self.classes)),
+                    f"none, or one for each of {len(self.classes)} classes",
+                ),
+            ],
+        )
 
     @property
     def features(self) -> str:
@@ -295,14 +330,25 @@ STUDIES = {
 }  # fmt: skip
 
 
-def get(name: str, **changes) -> Study:
+def get(name: str, /, **changes) -> Study:
     """A study by name, with other settings where ``changes`` names some; ValueError for unknown names."""
     if name not in STUDIES:
         raise ValueError(f"study: found {name!r}, expected one of {', '.join(STUDIES)}")
-    known = {field.name for field in dataclasses.fields(Study)} - {"name"}
-    if unknown := sorted(set(changes) - known):
-        raise ValueError(f"study {name}: found no setting {unknown[0]!r}, expected one of {sorted(known)}")
-    return dataclasses.replace(STUDIES[name], **changes)
+    found = changed(STUDIES[name], changes, f"study {name}")
+    if changes.keys() & {"data", "classes", "samples", "levels", "unseen"} and found.data == "digits":
+        split = found.split()
+        held, side = len(split.test), split.test.shape[-1]
+        together(
+            found,
+            [
+                ("classes", max(found.classes) > 9, "some of the digits 0 to 9"),
+                ("samples", found.samples > held, f"at most {held}, those that are held out"),
+                ("levels", bool(side % 2**found.levels), f"such that 2 ** levels divides {side}"),
+            ],
+        )
+    elif changes.keys() & {"data", "unseen"} and found.unseen is None:
+        found.others()  # which says that it has none
+    return found
 
 
 # -- parts --------------------------------------------------------------------------------------------
@@ -347,6 +393,7 @@ class Part:
     def __post_init__(self):
         if self.name not in PARTS:
             raise ValueError(f"part: found {self.name!r}, expected one of {', '.join(PARTS)}")
+        accept("seed", kind(Seed), self.seed)
 
     @property
     def kind(self) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dkdm_lab.experiments import ledger, presets
+from dkdm_lab.experiments.preset import Preset
 from dkdm_lab.system.paths import BOOK, cache_dir
+from dkdm_lab.system.settings import Count, Levels, Seed, accept, kind, kinds
 
 DEFAULT_PRESET = "digits"
 
@@ -24,6 +27,41 @@ def chapters(which: list[str] | None = None, book: Path = BOOK) -> list[Path]:
         if name not in by_name:
             raise ValueError(f"chapter: found {name!r}, expected one of {', '.join(s.stem for s in sources)}")
     return sorted({by_name[name] for name in which})
+
+
+# What the parameters of chapters may be, by their names.
+_PARAMETERS = {
+    "preset": str, "latent": str, "labelled": str, "study": str, "live": bool, "seed": Seed,
+    "iterations": Count, "T": Levels, "seeds": tuple[Seed, ...], "places": tuple[str, ...],
+    "changes": dict, "adjust": dict,
+}  # fmt: skip
+
+
+def _parameters(preset: str, settings: dict, known: Iterable[str]) -> dict:
+    """Papermill's parameters: those that chapters name, and settings of the preset as their ``changes``, all
+    checked as the command line checks them."""
+    own = {name: value for name, value in settings.items() if name in known}
+    changes = {name: value for name, value in settings.items() if name not in known}
+    for name, value in own.items():
+        if name in _PARAMETERS:
+            accept(name, kind(_PARAMETERS[name]), value)
+    if unknown := [name for name in changes if name not in kinds(Preset)]:
+        try:
+            presets.get(preset).replace(**{unknown[0]: None})
+        except ValueError as error:
+            raise ValueError(f"no chapter has such a parameter ({', '.join(known)}) and {error}") from error
+    for name in ("preset", "latent", "labelled"):
+        presets.get(own.get(name, DEFAULT_PRESET))
+    presets.get(own.get("preset", preset)).replace(**{**own.get("changes", {}), **changes})
+    if "study" in own or "adjust" in own:
+        from dkdm_lab.experiments import studies
+
+        studies.get(own.get("study", "digits"), **own.get("adjust", {}))
+    return {
+        **({} if preset == DEFAULT_PRESET else {"preset": preset, "live": False}),
+        **({"changes": changes} if changes else {}),
+        **own,
+    }
 
 
 def run_chapters(
@@ -58,17 +96,7 @@ def run_chapters(
         )
     sources = chapters(which, book)
     known = sorted(set().union(*map(parameter_names, sources)))
-    own = {name: value for name, value in (settings or {}).items() if name in known}
-    changes = {name: value for name, value in (settings or {}).items() if name not in known}
-    try:
-        presets.get(preset).replace(**changes)
-    except ValueError as error:
-        raise ValueError(f"no chapter has such a parameter ({', '.join(known)}) and {error}") from error
-    parameters = {
-        **({} if preset == DEFAULT_PRESET else {"preset": preset, "live": False}),
-        **({"changes": changes} if changes else {}),
-        **own,
-    }
+    parameters = _parameters(preset, settings or {}, known)
     folder = book if not parameters else cache_dir() / "batch" / preset
     targets = [folder / f"{source.stem}.ipynb" for source in sources]
     failures = cache_dir() / "failed"

@@ -8,7 +8,6 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,35 +24,13 @@ from dkdm_lab.sources import Conditions
 from dkdm_lab.system import budget, distributed, figures
 from dkdm_lab.system.files import added, alone, explained, tidy, whole, write_json
 from dkdm_lab.system.provenance import device, provenance
+from dkdm_lab.system.settings import CountOrNone, Scored, accept, kind
+from dkdm_lab.teachers.distillation import Distillation
 from dkdm_lab.teachers.pipelines import Pipeline
 from dkdm_lab.training import train
 
 # Settings that came later than the first distillations, and what those were made with.
 _LATER = {"stride": 1, "mixed_precision": "no"}
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What decides a distillation; the defaults are Table 6's, but for the number of iterations and the pool.
-
-    That pool is a tenth of the paper's and moves by strides; None is a tenth of the teacher's T. In short
-    trainings it does better (chapter 22). The paper's is ``rho=0.4, stride=1``. lr: None is Table 6's 1e-4
-    for 10,000 iterations and more, and up to 1e-3 for fewer: at 1e-4 a few hundred teach next to nothing.
-    """
-
-    teacher: str
-    student: str
-    iterations: int = 10_000
-    batch_size: int = 128
-    rho: float = 0.04
-    stride: int | None = None
-    variance: str | None = None
-    storage: str = "float32"
-    lr: float | None = None
-    ema: float = 0.9999
-    mixed_precision: str = "no"
-    guidance: float = 1.0
-    seed: int = 0
 
 
 def distill(
@@ -86,12 +63,9 @@ def distill(
     what ``evaluate`` needs is looked for first, see :func:`~dkdm_lab.metrics.require`. RuntimeError where
     the student is saved and something else that belongs to it could not be made.
     """
-    for name in ("iterations", "batch_size"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"{name}: found {getattr(settings, name)}, expected at least 1")
-    for name, value in (("evaluate", evaluate), ("samples", samples)):
-        if value < 0:
-            raise ValueError(f"{name}: found {value}, expected 0 for none, or more")
+    if evaluate:
+        accept("evaluate", kind(Scored), evaluate)
+    accept("samples", kind(CountOrNone), samples)
     if settings.lr is None:
         settings = dataclasses.replace(settings, lr=_learning_rate(settings.iterations))
     out = Path(out)
