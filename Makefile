@@ -9,8 +9,12 @@ INSTALLED = $(VENV)/.installed
 THREADS   = $(shell $(PYTHON) -c 'import os; print(max(1, os.cpu_count() // $(JOBS)))')
 CHAPTERS  = $(sort $(wildcard book/[0-9]*.py))
 NOTEBOOKS = $(CHAPTERS:.py=.ipynb)
+# Tests that train, wait for other processes, or read chapters: minutes, and not for every change.
+SLOW      = batch benchmarks budget chapters distill evaluation guidance latent_runs models packing pipelines \
+            ranks runs site studies survival toy vae widgets window workflow
+QUICK     = $(filter-out $(SLOW:%=tests/test_%.py),$(sort $(wildcard tests/test_*.py)))
 
-.PHONY: help book test sweep lab site lint clean
+.PHONY: help book test check sweep lab site lint clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +27,9 @@ book: $(INSTALLED)  ## run every chapter of PRESET, JOBS at a time, then build t
 test: lint  ## run the linters, every chapter once more, and the tests, JOBS at a time
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 	  --nbval-lax --nbval-cell-timeout=3600 $(NOTEBOOKS) tests
+
+check: lint  ## run the linters and the quick tests, for while you work: two minutes
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n $(JOBS) --dist loadfile -q -m 'not slow' $(QUICK)
 
 sweep: $(INSTALLED)  ## make every run of PRESET that its tables miss, JOBS at a time
 	$(BIN)/snakemake --snakefile workflow/Snakefile --cores $(JOBS) --nolock --rerun-incomplete \

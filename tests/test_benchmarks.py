@@ -72,9 +72,7 @@ def test_switches_are_measured_alone_and_together(monkeypatch, capsys):
 def test_an_unknown_switch_is_refused(capsys):
     with pytest.raises(SystemExit):
         benchmark("step").main(["--switches", "bf16,fast"])
-    assert (
-        "--switches: found 'fast', expected some of plain, channels_last, bf16, " in capsys.readouterr().err
-    )
+    assert "--switches: found 'fast', expected one of plain, channels_last, bf16, " in capsys.readouterr().err
 
 
 def test_warm_ups_are_compared_by_cost_and_score(capsys, tmp_path):

@@ -305,11 +305,7 @@ def test_a_short_training_takes_larger_steps(iterations, lr, teacher, tmp_path, 
     "options, message",
     [
         (["--evaluate", "3"], "images: found 3, expected at least 5"),
-        (["--evaluate", "-3"], "evaluate: found -3, expected 0 for none, or more"),
         (["--evaluate", "10"], "found no Inception weights, and could not download them"),
-        (["--samples", "-1"], "samples: found -1, expected 0 for none, or more"),
-        (["--iterations", "0"], "iterations: found 0, expected at least 1"),
-        (["--batch-size", "0"], "batch_size: found 0, expected at least 1"),
     ],
 )
 def test_what_cannot_end_well_is_refused_before_it_begins(

@@ -41,6 +41,10 @@ def _networks() -> list[str]:
     return [*NETWORKS]
 
 
+def _teachers() -> list[str]:
+    return [*_networks(), "exact"]
+
+
 def _autoencoders() -> list[str]:
     from dkdm_lab.beyond.autoencoder import AUTOENCODERS
 
@@ -91,7 +95,7 @@ class Preset:
     batch_size: Annotated[Count, "samples per iteration, of all processes together"]
 
     teacher: Annotated[
-        str, Named("a network's name, or exact", lambda: [*_networks(), "exact"]), "exact: the toy's own"
+        str, Named("a network's name, or exact", _teachers), "exact: the toy's own, in closed form"
     ]
     teacher_iterations: Annotated[CountOrNone, "of its training; 0 where it is exact or read"]
     teacher_lr: Annotated[Share, "learning rate of its training; 0 where it is exact or read"]

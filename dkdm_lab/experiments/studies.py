@@ -122,14 +122,16 @@ class Split(NamedTuple):
     test_labels: Tensor
 
 
+def _presets() -> list[str]:
+    return [*presets.PRESETS]
+
+
 @dataclass(frozen=True)
 class Study:
     """Everything that decides a study but the seed."""
 
     name: str
-    data: Annotated[
-        str, Named("a preset's name", lambda: presets.PRESETS), "its process and features are used"
-    ]
+    data: Annotated[str, Named("a preset's name", _presets), "its process and features are used"]
     classes: Annotated[
         tuple[Annotated[int, Range(0, MOST)], ...],
         "the teachers' own; of a set without a split every third image is held out",
