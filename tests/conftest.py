@@ -1,4 +1,4 @@
-"""What every test stands on: a cache of its own, fixed random numbers, the CPU; the exact toy teacher, a browser."""
+"""What every test stands on: a cache of its own, fixed random numbers, the CPU; the exact toy, a browser."""
 
 import shutil
 
