@@ -4,6 +4,7 @@ import re
 import runpy
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -70,3 +71,13 @@ def test_workflows_run_the_commands_of_the_project(name):
     (job,) = workflow["jobs"].values()
     runs = [step["run"] for step in job["steps"] if "run" in step]
     assert runs == {"test": ["bash .ci/run"], "pages": ["make site LOCKED=1"]}[name]
+
+
+@pytest.mark.parametrize("url", ["", "https://github.com/someone/dkdm-lab"])
+def test_buttons_come_with_the_address_alone(url):
+    buttons = runpy.run_path(str(ROOT / "book" / "buttons.py"))
+    config = SimpleNamespace(html_theme_options={"repository_url": url, "path_to_docs": "book"})
+    buttons["add_buttons"](None, config)
+    with_buttons = set(config.html_theme_options) - {"repository_url", "path_to_docs"}
+    expected = {"use_repository_button", "use_edit_page_button", "launch_buttons"} if url else set()
+    assert with_buttons == expected
