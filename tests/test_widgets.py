@@ -484,7 +484,7 @@ def test_a_real_jupyterlab_moves_a_slider_and_plays_a_pool(lab, browser):
     page = browser.new_page(viewport={"width": 1280, "height": 1600})
     page.set_default_timeout(300_000)  # a busy machine takes minutes to import torch
     page.goto(f"{url}/lab/tree/try.ipynb")
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()  # it has a kernel
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # before it has a kernel, a run would be lost
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('[data-command="runmenu:run-all"]').click()
     cells = page.locator(".jp-Notebook .jp-CodeCell")
