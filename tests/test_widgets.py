@@ -416,6 +416,36 @@ def test_calculator_breaks_even_where_both_have_cost_the_same():
     assert html.count("<tr data-method") == 5 and f"iteration {round(at)} " in html
 
 
+# -- a browser without a kernel ------------------------------------------------------------------------
+
+
+def test_a_twin_moves_without_a_kernel(browser):
+    page = browser.new_page()
+    names = [str(k) for k in range(6)]
+    fragments = [f"<p>{method} {k}</p>" for method in "ab" for k in names]
+    page.set_content(look.fragments_html(fragments, {"method": "ab", "turn": names}, [0, 2]).data)
+    assert page.locator("p:visible").all_inner_texts() == ["a 2"]
+    page.get_by_label("turn").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("p:visible").all_inner_texts() == ["a 3"]
+    assert page.locator("output").inner_text() == "3"
+    page.get_by_label("method").select_option("b")
+    assert page.locator("p:visible").all_inner_texts() == ["b 3"]
+    page.close()
+
+
+def test_the_calculator_counts_without_a_kernel(browser):
+    page = browser.new_page()
+    page.set_content(explore.cost_calculator(presets.get("digits")).data)
+    before = page.locator("tr[data-method]").all_inner_texts()
+    page.get_by_label("iterations").fill("1500")  # the same as before: JavaScript writes what Python wrote
+    assert page.locator("tr[data-method]").all_inner_texts() == before
+    page.get_by_label("teacher, MFLOPs per evaluation").fill("0")
+    assert page.locator("output").inner_text() == cost.NEVER
+    assert page.locator("tr[data-method=dynamic] td").nth(1).inner_text() == "0"
+    page.close()
+
+
 # -- a real JupyterLab --------------------------------------------------------------------------------
 
 
