@@ -1,4 +1,5 @@
-# Every target is a thin line over the tool it names. Settings: make book JOBS=1, make test PYTHON=python3.12
+# Every target is a thin line over the tool it names. Settings: make book JOBS=1, make test PYTHON=python3.12,
+# make book LOCKED=1 with one set of versions that work together, those of requirements.lock
 PYTHON ?= python3
 VENV   ?= .venv
 PRESET ?= digits
@@ -50,9 +51,9 @@ lint: $(INSTALLED)  ## check the code and its format
 clean:  ## remove what can be built again in minutes; .venv and data_cache stay
 	rm -rf _build .pytest_cache .ruff_cache *.egg-info
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml $(if $(LOCKED),requirements.lock)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "DKDM Lab needs Python 3.11 or newer; $(PYTHON) is %s. Try: make PYTHON=python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile $(if $(LOCKED),--constraint requirements.lock) --editable '.[dev]'
 	@$(BIN)/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true  # as pip does, but on all cores
 	@touch $@

@@ -7,3 +7,4 @@ the bars of one training fill it, the cell's last message is lost, and the test 
 import os
 
 os.environ["TQDM_DISABLE"] = "1"
+os.environ["DKDM_LIVE"] = "0"  # and without widgets, whatever started pytest

@@ -1,4 +1,4 @@
-"""What every test stands on: a cache of its own, fixed random numbers, the CPU; and the exact toy teacher."""
+"""What every test stands on: a cache of its own, fixed random numbers, the CPU; the exact toy, a browser."""
 
 import shutil
 
@@ -95,3 +95,16 @@ def ring():
 def exact_teacher(ring, diffusion):
     """A teacher without error, as 2-D points have one."""
     return ring.denoiser(diffusion)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium that is already on the machine; without one, what needs it is skipped."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with playwright.sync_playwright() as running:
+        started = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()

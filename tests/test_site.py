@@ -1,6 +1,7 @@
 """The site builds without a warning, and its sliders move in a browser."""
 
-import shutil
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,18 +27,6 @@ def site(tmp_path_factory):
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return out / "_build" / "html"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine")
-    with playwright.sync_playwright() as running:
-        started = running.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def test_every_chapter_is_a_page(site):
@@ -67,3 +56,29 @@ def test_tables_that_cells_return_are_tables_and_their_links_lead_to_pages(site)
     report = (site / "14_report.html").read_text(encoding="utf-8")
     assert report.count("<table") == 7
     assert 'href="07_baselines.html"' in report.split("<main")[-1] and 'href="07_baselines"' not in report
+
+
+def test_the_api_page_has_every_public_name_of_the_method(site):
+    page = (site / "api.html").read_text(encoding="utf-8")
+    for room in ("diffusion", "losses", "sources", "pools", "training"):
+        module = importlib.import_module(f"dkdm_lab.{room}")
+        for name, value in vars(module).items():
+            if getattr(value, "__module__", "") == module.__name__ and not name.startswith("_"):
+                assert f'id="dkdm_lab.{room}.{name}"' in page, f"{room}.{name} has no docstring"
+
+
+def test_no_page_of_reference_shows_its_source(site):
+    """Raw dollar signs, directives, or cross-references that Sphinx did not resolve."""
+    for name in (
+        "notation",
+        "glossary",
+        "commands",
+        "hyperparameters",
+        "api",
+        "refused",
+        "related",
+        "changelog",
+    ):
+        main = (site / f"{name}.html").read_text(encoding="utf-8").split("<main")[-1].split("</main")[0]
+        text = re.sub("<[^>]*>", "", re.sub(r"<(script|code|pre)\b.*?</\1>", "", main, flags=re.DOTALL))
+        assert not re.search(r"\$|\{eval-rst|:::|:(class|func|data|meth):|system-message", text), name

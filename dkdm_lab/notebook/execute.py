@@ -55,6 +55,7 @@ def _run(source: Path, target: Path, parameters: dict) -> str | None:
     # Bars are for people: papermill's own, already imported, goes to the terminal; the chapter's stay out
     # of its outputs.
     os.environ["TQDM_DISABLE"] = "1"
+    os.environ["DKDM_LIVE"] = "0"  # explorations show their static twins: nobody sits before this kernel
     try:
         # Over TCP the kernel warns of eavesdroppers. Sockets of its own: chapters run side by side.
         with tempfile.TemporaryDirectory(prefix="dkdm-") as sockets:
