@@ -1,23 +1,25 @@
 """The objectives: L_simple, L_vlb, and their sum, which is Eq. 13 and Eq. 19 both.
 
-Whether a step trains on data or distils a teacher is decided by what the source put into the batch,
-not here: the noise or the teacher's eps, the posterior or the teacher's p.
+Whether a step trains on data or distils a teacher is not decided here, but by what the source has put into
+the batch: the noise or the teacher's eps, the posterior or the teacher's p.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dkdm_lab.diffusion import Gaussian, GaussianDiffusion
-from dkdm_lab.sources import Batch
+
+if TYPE_CHECKING:
+    from dkdm_lab.sources import Batch
 
 
 class Losses(NamedTuple):
-    """One value a sample, each ``[B]``: ``simple`` a squared error, ``vlb`` in bits per dimension."""
+    """One value per sample, each ``[B]``: ``simple`` is a squared error, ``vlb`` is in bits per dimension."""
 
     simple: Tensor
     vlb: Tensor
@@ -25,15 +27,15 @@ class Losses(NamedTuple):
 
 
 def simple_loss(batch: Batch, eps: Tensor) -> Tensor:
-    """L_simple, Eq. 11 (data) and Eq. 20 (teacher): mean squared error of eps; ``[B]``."""
+    """L_simple, Eq. 11 (data) and Eq. 20 (teacher): the mean squared error of eps; ``[B]``."""
     return (batch.eps - eps).square().flatten(1).mean(1)
 
 
 def vlb_loss(diffusion: GaussianDiffusion, batch: Batch, eps: Tensor, v: Tensor) -> Tensor:
     """L_vlb, Eq. 9 (data) and Eq. 21 (teacher): KL(target || student), bits per dimension; ``[B]``.
 
-    The student's mean is held fixed (stop-gradient, Sec. 2): only its variance learns here. For
-    batches of 8-bit images the term at t = 0 is the likelihood of the 8-bit values instead of a KL.
+    The student's mean is held fixed (stop-gradient, Sec. 2): only its variance learns here. For batches of
+    8-bit images the term at t = 0 is not a KL, but the negative logarithm of the 8-bit values' likelihood.
     """
     student = diffusion.p(batch.x_t, batch.t, eps.detach(), v)
     bits = _bits(batch.target.kl(student))
@@ -50,11 +52,12 @@ def dkdm_loss(
     weight: float = 1.0,
     prediction: str = "epsilon",
 ) -> Losses:
-    """L_hybrid (Eq. 13) and L_DKDM (Eq. 19): ``simple + weight * vlb``.
+    """L_hybrid, Eq. 13 (data), and L_DKDM, Eq. 19 (teacher): ``simple + weight * vlb``.
 
-    weight: the paper's lambda; 1, with L_vlb in bits per dimension and step, is ADM's and the authors'.
-    Without a variance output (``v`` None) or a target for it, ``vlb`` is zero: L_simple alone (Sec. 4.1).
-    prediction: what the student predicts; ``simple`` is the squared error of that.
+    eps, v: the student's answer to ``batch.x_t``, in its shape. weight: the paper's lambda; 1, with L_vlb in
+    bits per dimension and step, is ADM's and the authors'. Where there is no variance output (``v`` is None),
+    or no target for it, ``vlb`` is zero and L_simple stands alone (Sec. 4.1). prediction: what the student
+    predicts; ``simple`` is the squared error of that, see :meth:`GaussianDiffusion.prediction_weight`.
     """
     simple = simple_loss(batch, eps)
     if prediction != "epsilon":
@@ -68,8 +71,8 @@ def dkdm_loss(
 def decoder_nll(x0: Tensor, p: Gaussian) -> Tensor:
     """-log p(x_0) in nats, element by element, where x_0 holds 8-bit values scaled to [-1, 1].
 
-    The Gaussian's mass within half a grey level; the first and last levels own the tails. The normal
-    CDF is the tanh approximation of ADM, so that numbers agree.
+    It is the Gaussian's mass within half a grey level of each value; the first and the last level own the
+    tails. The normal CDF is ADM's tanh approximation, so that numbers agree with theirs.
     """
     centred = x0 - p.mean
     inverse_std = torch.exp(-0.5 * p.log_variance)

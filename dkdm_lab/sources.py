@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -17,10 +18,10 @@ from dkdm_lab.system.seeds import branch
 class Batch:
     """What a source yields and the loss takes: the one type that passes between rooms.
 
-    x_t: ``[B, *shape]`` noisy samples. t: ``[B]`` int64, 0-based. eps: target of the noise prediction,
-    as ``x_t``. target: target of ``p(x_{t-1} | x_t)``, or None where only L_simple is trained.
-    observed: True when ``x_0`` came from 8-bit images, so that ``target.mean`` at ``t = 0`` *is* ``x_0``
-    and L_vlb there is the likelihood of its 8-bit values rather than a KL. condition: what each sample is
+    x_t: ``[B, *shape]`` noisy samples. t: ``[B]`` int64, 0-based. eps: the target of the noise prediction,
+    shaped as ``x_t``. target: that of ``p(x_{t-1} | x_t)``, or None where only L_simple is trained.
+    observed: True where ``x_0`` came from 8-bit images. Then ``target.mean`` at ``t = 0`` *is* ``x_0``, and
+    L_vlb there is the likelihood of its 8-bit values rather than a KL. condition: what each sample is
     conditioned on, ``[B, ...]`` as the network takes it, or None.
     """
 
@@ -32,16 +33,71 @@ class Batch:
     condition: Tensor | None = None
 
 
-NULL = -1  # where the index of a condition is expected: the null condition
+class Source(Protocol):
+    """Where batches come from: the one thing in which the paper's methods differ.
+
+    An endless iterator of :class:`Batch`. Its state is all that decides the next batches, so that a training
+    that goes on sees those that it would have seen. :class:`NoisedImages` and the pools are sources.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its batches lie, and where the student trains."""
+
+    @property
+    def batch_size(self) -> int:
+        """The number of samples in a batch."""
+
+    @property
+    def evaluations(self) -> int:
+        """How many samples a teacher has evaluated so far; 0 where there is no teacher."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def __next__(self) -> Batch: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the next batches; tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where :meth:`state_dict` was taken. ValueError for the state of another source."""
+
+    def load_shards(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
+        """Go on after a training by another number of ranks.
+
+        states: those of its ranks, in their order. Each of the ``world_size`` ranks of this training takes
+        its share of the samples, and draws noise that none of the others draws.
+        """
+
+
+_MEMBERS = ("__iter__", "__next__", *sorted(name for name in vars(Source) if not name.startswith("_")))
+
+
+def check_source(source: object) -> None:
+    """TypeError, in one sentence, for an object that is not a :class:`Source`."""
+    missing = [name for name in _MEMBERS if not hasattr(source, name)]
+    if missing:
+        raise TypeError(
+            f"source: found a {type(source).__name__} without {', '.join(missing)}; expected a Source, such "
+            "as NoisedImages or a pool"
+        )
+
+
+NULL = -1  # the index of the null condition, wherever the index of a condition is expected
 
 
 class Conditions:
-    """What samples are conditioned on: a list of class labels ``[K]`` or of text embeddings ``[K, L, D]``.
+    """What samples can be conditioned on: class labels ``[K]``, or text embeddings ``[K, L, D]``.
 
-    Sources keep a sample's condition as its index here. null: the condition that stands for none, shaped as
-    one of ``values``; without it nothing is dropped and nothing can be guided. dropout: the share of a batch
-    whose condition is replaced by the null one, as classifier-free guidance is trained. names: what each is
-    called, as the prompts behind embeddings; None where nobody can say, and for labels, which are numbers.
+    Sources keep each sample's condition as its index here. null: the condition that stands for none, shaped
+    as one of ``values``; without it no condition is dropped and no answer can be guided. dropout: the share
+    of a batch whose condition is replaced by the null condition, as classifier-free guidance is trained.
+    names: what each is called, such as the prompts behind the embeddings; None where nobody can say, and for
+    labels, which are numbers. Errors: ValueError for an empty list and for parts that do not fit together.
     """
 
     def __init__(
@@ -67,29 +123,35 @@ class Conditions:
 
     @classmethod
     def classes(cls, count: int, null: int | None = None, dropout: float = 0.1) -> Conditions:
-        """The labels 0 to ``count`` - 1; null: the label that stands for none."""
+        """The labels 0 to ``count`` - 1. null: the label that stands for none."""
         return cls(torch.arange(count), None if null is None else torch.tensor(null), dropout)
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, index: Tensor) -> Tensor:
-        """The conditions of these indices, :data:`NULL` among them, as the network takes them."""
+        """The conditions at these indices, which may be :data:`NULL`, as the network takes them."""
         return self._table[index]
 
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """``[n]`` indices, drawn evenly from all conditions but the null one, on the generator's device."""
+        return torch.randint(len(self), (n,), generator=generator, device=generator.device)
+
     def to(self, device: str | torch.device) -> Conditions:
-        """The same on another device."""
+        """The same conditions on another device."""
         null = None if self.null is None else self.null.to(device)
         return Conditions(self.values.to(device), null, self.dropout, self.names)
 
 
 class NoisedImages:
-    """Algorithm 2's batches: real (or synthetic) samples, uniform t, fresh noise. An endless iterator.
+    """The batches of Algorithm 2: real or synthetic samples, uniform t, fresh noise. A :class:`Source`.
 
-    data: uint8 images ``[N, C, H, W]``, scaled to [-1, 1] batch by batch, or float samples ``[N, ...]``
-    used as they are. flip: mirror each image left to right half of the time, as ADM trains. Each pass
-    over the data is a fresh permutation. conditions, labels: for a conditional network, what there is, and
-    ``[N]`` int64, which of it each sample has. Same interface as the pools.
+    data: uint8 images ``[N, C, H, W]``, scaled to [-1, 1] batch by batch, or float samples ``[N, ...]``,
+    used as they are. flip: mirror each image left to right half of the time, as ADM trains. Each pass over
+    the data is a fresh permutation, of which the incomplete last batch is dropped. conditions, labels: for a
+    conditional network, the conditions, and ``[N]`` int64, the index of each sample's own. evaluations: what
+    a teacher has spent on the data, where it made them. Errors: ValueError for fewer samples than a batch
+    has, and for labels that do not belong to the data.
     """
 
     def __init__(
@@ -108,10 +170,11 @@ class NoisedImages:
         if conditions is not None and (labels is None or len(labels) != len(data)):
             found = "None" if labels is None else len(labels)
             raise ValueError(f"labels: found {found}, expected one for each of {len(data)} samples")
-        self.diffusion, self.data, self.batch_size, self.device = diffusion, data, batch_size, device
+        self.diffusion, self.data, self.batch_size = diffusion, data, batch_size
+        self.device = torch.device(device)
         self.flip, self.labels = flip, labels
         self.conditions = None if conditions is None else conditions.to(device)
-        self.evaluations = 0  # of a teacher; none here
+        self.evaluations = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.empty(0, dtype=torch.int64)
 
@@ -120,10 +183,11 @@ class NoisedImages:
         """The shape of one sample."""
         return tuple(self.data.shape[1:])
 
-    def __iter__(self) -> NoisedImages:
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
+        """Algorithm 2, lines 2 and 3."""
         if len(self._order) < self.batch_size:
             self._order = torch.randperm(len(self.data), generator=self._generator)
         index, self._order = self._order[: self.batch_size], self._order[self.batch_size :]
@@ -138,22 +202,22 @@ class NoisedImages:
         x0, t, noise = x0.to(self.device), t.to(self.device), noise.to(self.device)
         x_t = self.diffusion.q_sample(x0, t, noise)
         condition = None
-        if self.conditions is not None:
+        if self.conditions is not None and self.labels is not None:
             dropped = torch.rand(len(index), generator=self._generator) < self.conditions.dropout
             condition = self.conditions[torch.where(dropped, NULL, self.labels[index]).to(self.device)]
         return Batch(x_t, t, noise, self.diffusion.q_posterior(x0, x_t, t), observed, condition)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that decides the next batches."""
         return {"generator": self._generator.get_state(), "order": self._order}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where :meth:`state_dict` was taken."""
         self._generator.set_state(state["generator"])
         self._order = state["order"]
 
-    def load_shards(self, states: list[dict], rank: int, ranks: int) -> None:
-        """Go on after a training by another number of ranks: each has another part of the data now, and
+    def load_shards(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
+        """Go on after a training by another number of ranks: each rank has another part of the data now, and
         begins to go through it in a new order."""
         self._generator.set_state(states[rank % len(states)]["generator"])
         branch(self._generator, rank)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,14 +15,16 @@ from accelerate.state import AcceleratorState
 from diffusers.training_utils import EMAModel
 
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.losses import dkdm_loss
+from dkdm_lab.losses import Losses, dkdm_loss
 from dkdm_lab.networks.denoiser import Denoiser, at_least_float32
+from dkdm_lab.sources import Source, check_source
 from dkdm_lab.system import budget, distributed
 from dkdm_lab.system.budget import OutOfTime, Stopped
-from dkdm_lab.system.checkpoint import Checkpoint, Checkpoints, random_states, set_random_states
+from dkdm_lab.system.checkpoint import Checkpoint, Checkpoints
 from dkdm_lab.system.files import alone
 from dkdm_lab.system.profile import section
 from dkdm_lab.system.progress import progress_bar
+from dkdm_lab.system.seeds import random_states, restore_random_states
 
 # L_simple begins near 1, whatever the data. A mean above this has flown off and does not come back. (L_vlb
 # may begin anywhere: an untrained network's variance can be off by any factor.)
@@ -38,177 +41,130 @@ class History:
     vlb: list[float] = field(default_factory=list)  # bits per dimension
 
 
-def train(
-    student: Denoiser,
-    source,
-    diffusion: GaussianDiffusion,
-    iterations: int,
-    *,
-    lr: float = 1e-4,
-    ema: float = 0.9999,
-    vlb_weight: float = 1.0,
-    weight_decay: float = 0.0,
-    gradient_clip: float | None = None,
-    mixed_precision: str = "no",
-    compile: str | None = None,
-    log_every: int = 10,
-    callback: Callable[[int, Denoiser, History], None] | None = None,
-    callback_at: tuple[int, ...] = (),
-    checkpoint: str | Path | None = None,
-    checkpoint_every: int = 0,
-    keep: int = 2,
-    progress: bool = True,
-    description: str = "training",
-) -> tuple[Denoiser, History]:
-    """Algorithm 2 and Algorithm 1, lines 2-9: descend L_hybrid or L_DKDM over the batches of ``source``.
+Callback = Callable[[int, Denoiser, History], None]
 
-    source: an endless iterator of ``Batch`` with ``state_dict`` / ``load_state_dict``: ``NoisedImages``
-    or a pool. lr: AdamW's, constant, as in Tables 6-8. ema: rate of the averaged weights, warmed up as
-    min(ema, (1 + step) / (10 + step)). mixed_precision: accelerate's, 'no', 'bf16' or 'fp16'. compile: a mode
-    of `torch.compile` for the student, a pool's teacher and what the callback is given.
-    callback: called as ``callback(iteration, averaged_student, history)`` after each iteration listed in
-    ``callback_at``. checkpoint: a folder of :class:`~dkdm_lab.system.checkpoint.Checkpoints`, of which the
-    last ``keep`` stay. What lies there is resumed, on a CPU to the last bit; it is written every
-    ``checkpoint_every`` iterations, before each callback, and when the training is asked to stop.
+
+def train(
+    student: Denoiser, source: Source, diffusion: GaussianDiffusion, iterations: int, *,
+    lr: float = 1e-4, ema: float = 0.9999, vlb_weight: float = 1.0, weight_decay: float = 0.0,
+    gradient_clip: float | None = None, mixed_precision: str = "no", compile: str | None = None,
+    log_every: int = 10, callback: Callback | None = None, callback_at: tuple[int, ...] = (),
+    checkpoint: str | Path | None = None, checkpoint_every: int = 0, keep: int = 2,
+    progress: bool = True, description: str = "training",
+) -> tuple[Denoiser, History]:  # fmt: skip
+    """Algorithm 1, lines 2 to 9, and Algorithm 2: descend L_DKDM or L_hybrid over the batches of ``source``.
+
+    lr: of AdamW, constant, as in Tables 6 to 8. ema: the rate of the averaged weights, warmed up as
+    min(ema, (1 + step) / (10 + step)). mixed_precision: that of accelerate, 'no', 'bf16' or 'fp16'. compile:
+    a mode of `torch.compile` for the student and what the callback is given. callback: called as
+    ``callback(iteration, averaged_student, history)`` after each iteration listed in ``callback_at``.
+
+    checkpoint: a folder of :class:`~dkdm_lab.system.checkpoint.Checkpoints`, of which the last ``keep`` stay.
+    What lies there is resumed, on a CPU to the last bit. It is written every ``checkpoint_every`` iterations,
+    before each callback, and when the training is asked to stop.
 
     Under `accelerate launch` each rank calls this with a source of its own, whose batches are its share of
-    the whole; gradients are averaged over ranks, and the main rank alone averages weights, calls back and
-    reports.
+    the whole. Gradients are averaged over ranks; the main rank alone averages weights, calls back, reports.
 
-    Returns the student with averaged weights, in eval mode, and the history. ``student`` itself is left
-    with its last raw weights. Errors: :class:`~dkdm_lab.system.budget.Stopped` on SIGINT, SIGTERM or SIGHUP,
-    once all is saved; a second one stops at once. :class:`~dkdm_lab.system.budget.OutOfTime`, saved too,
-    after the step in which a :func:`~dkdm_lab.system.budget.budget` ends. FloatingPointError for a loss that
-    is not finite, or L_simple above :data:`LOSS_LIMIT`. RuntimeError where another process trains in
-    ``checkpoint``; for a checkpoint that cannot be used see
+    Returns the student with averaged weights, in eval mode, and the history; ``student`` itself is left with
+    its last raw weights. Errors: TypeError for what is no source, ValueError for one of another shape.
+    :class:`~dkdm_lab.system.budget.Stopped` on SIGINT, SIGTERM or SIGHUP, once all is saved; a second signal
+    stops at once. :class:`~dkdm_lab.system.budget.OutOfTime`, saved too, after the step in which a budget ends.
+    FloatingPointError for a loss that is not finite, or an L_simple above :data:`LOSS_LIMIT`. RuntimeError
+    where another process trains in ``checkpoint``. For a checkpoint that cannot be used see
     :meth:`~dkdm_lab.system.checkpoint.Checkpoints.newest`.
     """
-    if getattr(source, "shape", student.shape) != student.shape:
+    check_source(source)
+    if source.shape != student.shape:
         raise ValueError(f"shapes: the source yields {source.shape}, but the student takes {student.shape}")
-    # accelerate caches mixed_precision per process; reset it so that each call can choose.
-    AcceleratorState._reset_state(reset_partial_state=distributed.world_size() == 1)
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=_on_cpu(source))
-    optimizer = torch.optim.AdamW(student.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
-    student.train()
-    for network in (student, getattr(source, "teacher", None)):
-        if compile is not None and isinstance(network, Denoiser):  # an exact teacher is none
-            network.compile_network(compile)
-    model, optimizer = accelerator.prepare(student, optimizer)
-    state = _State(student, optimizer, source, accelerator, ema)
-    snapshots = None
-    if checkpoint is not None:
-        asked = {
-            "lr": lr,
-            "ema": ema,
-            "vlb_weight": vlb_weight,
-            "weight_decay": weight_decay,
-            "gradient_clip": gradient_clip,
-            "mixed_precision": mixed_precision,
-            "T": diffusion.T,
-            "student": f"{student.parameter_count:,} parameters, {student.prediction}",
-            "source": type(source).__name__,
-            "batch_size": getattr(source, "batch_size", 0) * distributed.world_size(),
-        }
-        snapshots = Checkpoints(checkpoint, asked, keep)
-
-    def refuse(problem: str | None) -> None:
-        if problem:
-            last = None if snapshots is None else snapshots.last()
-            where = "nothing was saved" if last is None else f"the last good checkpoint is {last}"
-            raise FloatingPointError(f"{problem}; {where}")
-
-    def save(done: int) -> None:
-        refuse(state.problem(state.means()))
-        snapshots.write(done, *state.dicts())
-
-    def call(done: int) -> None:
-        def work() -> None:
-            with requests.at_once():  # a score can be made again
-                averaged = state.averaged()
-                if compile is not None:
-                    averaged.compile_network(compile)
-                callback(done, averaged, state.history)
-            student.train()
-
-        distributed.done_by_main(work)
-
+    if compile is not None:
+        student.compile_network(compile)
+    recipe = _Recipe(lr, ema, vlb_weight, weight_decay, gradient_clip, mixed_precision)
+    training = _Training(student, source, diffusion, recipe)
+    snapshots = None if checkpoint is None else Checkpoints(checkpoint, training.settings(), keep)
     hold = contextlib.nullcontext() if checkpoint is None else alone(Path(checkpoint), wait=False)
-    with distributed.held_by_main(hold), distributed.together(), budget.Requests() as requests:
-        start = 0
-        if snapshots is not None and (snapshot := snapshots.newest()):
-            start = snapshot.iteration
-            state.load(snapshot)
-            if callback is not None and start in callback_at:  # perhaps it was stopped there
-                call(start)
-        steps = range(start, iterations)
-        show = progress and distributed.rank() == 0
-        bar = progress_bar(steps, desc=description, initial=start, total=iterations, show=show)
-        for step in bar:
-            with section("source"), accelerator.autocast():  # a pool's teacher computes as the student does
-                batch = next(source)
-            with section("forward"):
-                with accelerator.autocast():
-                    answer = model(batch.x_t, batch.t, batch.condition)
-                eps, v = at_least_float32(answer)
-                losses = dkdm_loss(diffusion, batch, eps, v, vlb_weight, student.prediction)
-            with section("backward"):
-                accelerator.backward(losses.total.mean())
-            with section("update"):
-                if gradient_clip is not None:
-                    accelerator.clip_grad_norm_(student.parameters(), gradient_clip)
-                optimizer.step()
-                optimizer.zero_grad()
-                state.average()
-
-            done = step + 1
-            state.note(done, losses)
-            logging = done % log_every == 0 or done == iterations
-            if logging:  # the only moments that wait for the device
-                refuse(state.log(done))
-                bar.set_postfix(loss=f"{state.history.loss[-1]:.4f}")
-            calling = callback is not None and done in callback_at
-            due = bool(checkpoint_every) and done % checkpoint_every == 0 and done < iterations
-            # Ranks must agree before one of them leaves; the first step comes after a pool's warm-up.
-            asking = logging or distributed.world_size() == 1 or step == start
-            leaving = state.agreed(requests.came, budget.over()) if asking else None
-            if snapshots is not None and (due or calling or leaving):
-                save(done)
-            if leaving:
-                where = "nothing was saved"
-                if snapshots is not None:
-                    where = f"saved in {snapshots.folder}, the same call goes on from there"
-                why = f"{budget.used_up()}: " if leaving is OutOfTime else ""
-                raise leaving(f"{why}stopped at iteration {done:,} of {iterations:,}; {where}")
-            if calling:
-                call(done)
-        return state.averaged(share=True), state.history
+    loop = _Loop(training, iterations, snapshots, checkpoint_every, log_every, callback, callback_at, compile)
+    with distributed.held_by_main(hold):
+        loop.run(progress and distributed.rank() == 0, description)
+        return training.averaged(share=True), training.history
 
 
-def _on_cpu(source) -> bool:
-    return torch.device(getattr(source, "device", "cpu")).type == "cpu"
+@dataclass(frozen=True)
+class _Recipe:
+    """What decides the weights beside the student, the source and the process: see :func:`train`."""
+
+    lr: float
+    ema: float
+    vlb_weight: float
+    weight_decay: float
+    gradient_clip: float | None
+    mixed_precision: str
 
 
-class _State:
-    """All that changes while a student trains, to be saved and gone on with."""
+class _Training:
+    """All that changes while a student trains, and the step that changes it."""
 
-    def __init__(self, student: Denoiser, optimizer, source, accelerator: Accelerator, ema: float):
-        self.student, self.optimizer, self.source, self.accelerator = student, optimizer, source, accelerator
+    def __init__(self, student: Denoiser, source: Source, diffusion: GaussianDiffusion, recipe: _Recipe):
+        self.student, self.source, self.diffusion, self.recipe = student, source, diffusion, recipe
+        # accelerate caches mixed_precision per process; reset it so that each call can choose.
+        AcceleratorState._reset_state(reset_partial_state=distributed.world_size() == 1)
+        on_cpu = torch.device(source.device).type == "cpu"
+        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=on_cpu)
+        optimizer = torch.optim.AdamW(
+            student.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
+        )
+        student.train()
+        self.model, self.optimizer = self.accelerator.prepare(student, optimizer)
         self.ema = None
         if distributed.rank() == 0:
-            self.ema = EMAModel(student.parameters(), decay=ema, foreach=True)
-            self.ema.to(accelerator.device)
+            self.ema = EMAModel(student.parameters(), decay=recipe.ema, foreach=True)
+            self.ema.to(self.accelerator.device)
         self.history = History()
-        # Kept on the device: sums of the three losses since the last log, and the first iteration whose loss
-        # was not finite.
-        self.sums, self.counted = torch.zeros(3, device=accelerator.device), 0
-        self.bad = torch.tensor(math.inf, device=accelerator.device)
+        # Kept on the device: the sums of the three losses since the last log, and the first iteration whose
+        # loss was not finite.
+        self.sums, self.counted = torch.zeros(3, device=self.accelerator.device), 0
+        self.bad = torch.tensor(math.inf, device=self.accelerator.device)
 
-    def average(self) -> None:
-        if self.ema is not None:
-            self.ema.step(self.student.parameters())
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must have been begun with, in plain values."""
+        return {
+            **vars(self.recipe),
+            "T": self.diffusion.T,
+            "student": f"{self.student.parameter_count:,} parameters, {self.student.prediction}",
+            "source": type(self.source).__name__,
+            "batch_size": self.source.batch_size * distributed.world_size(),
+        }
+
+    def step(self, number: int) -> None:
+        """One gradient step: Algorithm 1, lines 4 to 8, or Algorithm 2, lines 2 to 6. number: from 1."""
+        with section("source"), self.accelerator.autocast():  # a pool's teacher computes as the student does
+            batch = next(self.source)
+        with section("forward"):
+            with self.accelerator.autocast():
+                answer = self.model(batch.x_t, batch.t, batch.condition)
+            eps, v = at_least_float32(answer)
+            weight, prediction = self.recipe.vlb_weight, self.student.prediction
+            losses = dkdm_loss(self.diffusion, batch, eps, v, weight, prediction)
+        with section("backward"):
+            self.accelerator.backward(losses.total.mean())
+        with section("update"):
+            if self.recipe.gradient_clip is not None:
+                self.accelerator.clip_grad_norm_(self.student.parameters(), self.recipe.gradient_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.ema is not None:
+                self.ema.step(self.student.parameters())
+        self._note(number, losses)
+
+    def _note(self, number: int, losses: Losses) -> None:
+        """Add an iteration's losses to the sums, without waiting for the device."""
+        total = losses.total.mean()
+        self.sums += torch.stack([total, losses.simple.mean(), losses.vlb.mean()]).detach()
+        self.counted += 1
+        self.bad = torch.where(torch.isfinite(total), self.bad, self.bad.clamp(max=number))
 
     def averaged(self, share: bool = False) -> Denoiser:
-        """A copy of the student with the averaged weights, in eval mode; ``share``: on every rank."""
+        """A copy of the student with the averaged weights, in eval mode. share: on every rank."""
         network = type(self.student.network).from_config(self.student.network.config)
         copy = Denoiser(network, self.student.diffusion, self.student.prediction, self.student.variance)
         copy = copy.to(self.accelerator.device)
@@ -220,28 +176,14 @@ class _State:
                 torch.distributed.broadcast(parameter.data, 0)
         return copy.eval()
 
-    def agreed(self, asked: bool, over: bool) -> type[Stopped] | None:
-        """Why all ranks leave, if some rank has been asked to or its time is over."""
-        why = 2 if asked else int(over)
-        if distributed.world_size() > 1:  # a single one need not wait for the device
-            why = int(distributed.reduce(torch.tensor(float(why), device=self.accelerator.device), "MAX"))
-        return (None, OutOfTime, Stopped)[why]
-
-    def note(self, done: int, losses) -> None:
-        """Take an iteration's losses along, without waiting for the device."""
-        total = losses.total.mean()
-        self.sums += torch.stack([total, losses.simple.mean(), losses.vlb.mean()]).detach()
-        self.counted += 1
-        self.bad = torch.where(torch.isfinite(total), self.bad, self.bad.clamp(max=done))
-
     def means(self) -> list[float]:
         """The three losses since the last log, over iterations and ranks."""
-        return (
-            distributed.reduce(self.sums, "SUM") / (max(1, self.counted) * distributed.world_size())
-        ).tolist()
+        count = max(1, self.counted) * distributed.world_size()
+        means: list[float] = (distributed.reduce(self.sums, "SUM") / count).tolist()
+        return means
 
     def problem(self, means: list[float]) -> str | None:
-        """What is wrong with the losses so far, if anything, of any rank."""
+        """What is wrong with the losses so far, on any rank; None where nothing is."""
         first = float(distributed.reduce(self.bad, "MIN"))
         if math.isfinite(first):
             return f"loss: found a value that is not finite at iteration {first:.0f}"
@@ -250,12 +192,12 @@ class _State:
             return f"L_simple: found {simple:.3g}, expected less than {LOSS_LIMIT:g}"
         return None
 
-    def log(self, done: int) -> str | None:
+    def log(self, number: int) -> str | None:
         """Put the means since the last log into the history; or else say what is wrong with them."""
         means = self.means()
         if problem := self.problem(means):
             return problem
-        self.history.iteration.append(done)
+        self.history.iteration.append(number)
         of_losses = (self.history.loss, self.history.simple, self.history.vlb)
         for values, mean in zip(of_losses, means, strict=True):
             values.append(mean)
@@ -263,8 +205,8 @@ class _State:
         self.counted = 0
         return None
 
-    def dicts(self) -> tuple[dict, dict]:
-        """What all ranks share, and what is this one's own."""
+    def dicts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The state that all ranks share, and this rank's own."""
         scaler = self.accelerator.scaler
         shared = {
             "student": self.student.state_dict(),
@@ -282,9 +224,9 @@ class _State:
         return shared, own
 
     def load(self, snapshot: Checkpoint) -> None:
-        """Go on exactly where a snapshot was taken; with another number of ranks the sources' samples are
-        dealt out anew and the random numbers are others."""
-        rank, number = distributed.rank(), distributed.world_size()
+        """Go on exactly where a snapshot was taken. With another number of ranks the sources' samples are
+        dealt out anew, and the random numbers are others."""
+        rank, world_size = distributed.rank(), distributed.world_size()
         self.student.load_state_dict(snapshot.shared["student"])
         self.optimizer.load_state_dict(snapshot.shared["optimizer"])
         if self.ema is not None:
@@ -293,11 +235,93 @@ class _State:
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(snapshot.shared["scaler"])
         self.history = History(**snapshot.shared["history"])
-        if snapshot.ranks != number:
+        if snapshot.ranks != world_size:
             states = [snapshot.own(r)["source"] for r in range(snapshot.ranks)]
-            self.source.load_shards(states, rank, number)
+            self.source.load_shards(states, rank, world_size)
             return
         own = snapshot.own(rank)
         self.source.load_state_dict(own["source"])
-        set_random_states(own["random"], self.accelerator.device)
+        restore_random_states(own["random"], self.accelerator.device)
         self.sums, self.counted = own["sums"].to(self.accelerator.device), own["counted"]
+
+
+@dataclass
+class _Loop:
+    """When a training takes its steps, reports, is saved, calls back and leaves."""
+
+    training: _Training
+    iterations: int
+    snapshots: Checkpoints | None
+    checkpoint_every: int
+    log_every: int
+    callback: Callback | None
+    callback_at: tuple[int, ...]
+    compile: str | None
+
+    def run(self, show: bool, description: str) -> None:
+        """All steps from the newest snapshot on. show: whether there is a progress bar."""
+        with distributed.together(), budget.Requests() as self.requests:
+            start = self._resume()
+            steps, total = range(start, self.iterations), self.iterations
+            bar = progress_bar(steps, desc=description, initial=start, total=total, show=show)
+            for step in bar:
+                done = step + 1
+                self.training.step(done)
+                logging = done % self.log_every == 0 or done == self.iterations
+                if logging:  # the only moments that wait for the device
+                    self._refuse(self.training.log(done))
+                    bar.set_postfix(loss=f"{self.training.history.loss[-1]:.4f}")
+                # Ranks must agree before one of them leaves; the first step comes after a pool's warm-up.
+                asking = logging or distributed.world_size() == 1 or step == start
+                self._between_steps(done, self._asked_to_leave() if asking else None)
+
+    def _resume(self) -> int:
+        """Load the newest snapshot, if there is one; returns its iteration."""
+        snapshot = None if self.snapshots is None else self.snapshots.newest()
+        if snapshot is None:
+            return 0
+        self.training.load(snapshot)
+        if self.callback is not None and snapshot.iteration in self.callback_at:
+            self._call(self.callback, snapshot.iteration)  # perhaps it was stopped in this very call
+        return snapshot.iteration
+
+    def _between_steps(self, done: int, leaving: type[Stopped] | None) -> None:
+        """Save, leave or call back after ``done`` iterations, where it is time for that."""
+        calling = self.callback if done in self.callback_at else None
+        due = bool(self.checkpoint_every) and done % self.checkpoint_every == 0 and done < self.iterations
+        if self.snapshots is not None and (due or calling or leaving):
+            self._refuse(self.training.problem(self.training.means()))
+            self.snapshots.write(done, *self.training.dicts())
+        if leaving:
+            where = "nothing was saved"
+            if self.snapshots is not None:
+                where = f"saved in {self.snapshots.folder}, the same call goes on from there"
+            why = f"{budget.used_up()}: " if leaving is OutOfTime else ""
+            raise leaving(f"{why}stopped at iteration {done:,} of {self.iterations:,}; {where}")
+        if calling:
+            self._call(calling, done)
+
+    def _asked_to_leave(self) -> type[Stopped] | None:
+        """Why all ranks leave, where one of them has been asked to or has no time left."""
+        why = 2 if self.requests.came else int(budget.over())
+        if distributed.world_size() > 1:  # a single rank need not wait for the device
+            found = torch.tensor(float(why), device=self.training.accelerator.device)
+            why = int(distributed.reduce(found, "MAX"))
+        return (None, OutOfTime, Stopped)[why]
+
+    def _refuse(self, problem: str | None) -> None:
+        if problem:
+            last = None if self.snapshots is None else self.snapshots.last()
+            where = "nothing was saved" if last is None else f"the last good checkpoint is {last}"
+            raise FloatingPointError(f"{problem}; {where}")
+
+    def _call(self, callback: Callback, done: int) -> None:
+        def work() -> None:
+            with self.requests.at_once():  # a score can be made again
+                averaged = self.training.averaged()
+                if self.compile is not None:
+                    averaged.compile_network(self.compile)
+                callback(done, averaged, self.training.history)
+            self.training.student.train()
+
+        distributed.done_by_main(work)

@@ -354,7 +354,7 @@ def test_a_pool_goes_on_exactly_with_what_it_has_seen(storage, diffusion, tmp_pa
     other.load_state_dict(state)
     for one, same in itertools.islice(zip(pool, other, strict=False), 20):
         assert torch.equal(one.x_t, same.x_t)
-    assert torch.equal(pool.analytic.sums, other.analytic.sums)
+    assert torch.equal(pool.mover.analytic.sums, other.mover.analytic.sums)
     assert torch.equal(pool.x, other.x)
     forgetful = pool_of(data, diffusion, storage, 2)
     forgetful.load_state_dict({**state, "variance": None})
@@ -369,7 +369,7 @@ def test_a_state_kept_in_memory_stays_as_it_was(diffusion):
     state = pool.state_dict()
     before = state["variance"].clone()
     next(pool)
-    assert torch.equal(state["variance"], before) and not torch.equal(pool.analytic.sums, before)
+    assert torch.equal(state["variance"], before) and not torch.equal(pool.mover.analytic.sums, before)
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
@@ -384,7 +384,7 @@ def test_what_all_ranks_have_seen_is_shared_out(ranks, diffusion):
     for rank in range(ranks):
         new = ShuffledPool(diffusion, data.denoiser(diffusion, False), size, stride=10)
         new.load_shards(states, rank, ranks)
-        shared.append(new.analytic.sums)
+        shared.append(new.mover.analytic.sums)
         next(new)
     assert_close(sum(shared), states[0]["variance"] + states[1]["variance"])
     assert torch.equal(shared[0], shared[-1])

@@ -488,7 +488,7 @@ def test_a_rho_of_less_than_one_batch_is_refused(rho, diffusion, teacher):
 
 @pytest.mark.parametrize("method", FILLED)
 def test_an_unknown_warm_up_is_refused(method, diffusion, teacher):
-    with pytest.raises(ValueError, match=r"warmup: found 'quick', expected one of .'full', "):
+    with pytest.raises(ValueError, match="warmup: found 'quick', expected one of full, respaced, harvest"):
         make(method, diffusion, teacher, warmup="quick")
 
 
@@ -535,13 +535,13 @@ def test_sixteen_bits_take_half_the_memory_and_round(diffusion, teacher):
 def test_on_the_host_nothing_is_rounded_and_nobody_is_late(method, diffusion, teacher):
     """Each batch is taken a turn ahead, but holds what that turn made of its samples."""
     plain, host = (make(method, diffusion, teacher, storage=s) for s in ("float32", "host"))
-    plain._chooser = torch.Generator().manual_seed(mixed(0, 1))  # which must be the host's own
+    plain.storage.chooser = torch.Generator().manual_seed(mixed(0, 1))  # which must be the host's own
     met_again, before = 0, torch.empty(0)
     for _ in range(60):
         one, other = next(plain), next(host)
         assert torch.equal(one.x_t, other.x_t)
         assert torch.equal(one.eps, other.eps)
-        chosen, _ = host._next
+        chosen, _ = host.storage._next
         met_again += int(torch.isin(chosen, before).sum())
         before = chosen
     assert met_again > 3  # of 320 samples by chance 0.2 a turn; of one batch all
@@ -596,7 +596,7 @@ def test_a_stride_lands_where_respaced_sampling_would(diffusion, teacher):
     pool.load_state_dict(state)
     s = (t - 7).clamp(min=-1)
     p = diffusion.p(x, t, *teacher(x, t), s, clip=diffusion.clip)
-    expected = diffusion.step(p, s, pool._noise(len(t)))
+    expected = diffusion.step(p, s, pool.mover.noise(len(t)))
     pool.load_state_dict(state)
     next(pool)
     stays = t >= 7

@@ -1,5 +1,6 @@
 """The one loop: it learns, averages, reports, and goes on exactly where it was interrupted."""
 
+import dataclasses
 import itertools
 import math
 
@@ -10,9 +11,9 @@ from torch.testing import assert_close
 
 from dkdm_lab import networks
 from dkdm_lab.data import load_images
-from dkdm_lab.diffusion import Gaussian, GaussianDiffusion
+from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.pools import POOLS
-from dkdm_lab.sources import Batch, NoisedImages
+from dkdm_lab.sources import NoisedImages
 from dkdm_lab.training import train
 
 SOURCES = ("data", *POOLS)
@@ -100,7 +101,7 @@ def test_a_process_may_train_in_one_precision_and_then_in_another(diffusion, dat
 
 
 @pytest.mark.parametrize("name", POOLS)
-def test_the_teacher_computes_in_the_students_precision(name, diffusion, ring):
+def test_the_teacher_computes_in_the_students_precision(name, diffusion, ring, monkeypatch):
     source, seen = toy_source(name, diffusion, ring), []
     evaluate, layer = source.teacher.forward, torch.nn.Linear(2, 2)
 
@@ -112,25 +113,22 @@ def test_the_teacher_computes_in_the_students_precision(name, diffusion, ring):
     source.teacher.forward = teacher
     source.fill()
     filled = len(seen)
-    batches = []
+    batches, turn = [], type(source).__next__
 
-    def kept():
-        batch = next(source)
-        batches.append(batch)
-        return batch
+    def kept(pool):
+        batches.append(turn(pool))
+        return batches[-1]
 
-    class Kept:
-        shape, batch_size, __next__ = source.shape, source.batch_size, staticmethod(kept)
-
-    quietly(toy_student(), Kept(), diffusion, 2, mixed_precision="bf16")
+    monkeypatch.setattr(type(source), "__next__", kept)
+    quietly(toy_student(), source, diffusion, 2, mixed_precision="bf16")
     assert seen[filled:] == [torch.bfloat16] * 2
     assert all(batch.eps.dtype == batch.x_t.dtype == torch.float32 for batch in batches)
     assert source.x.dtype == torch.float32
 
 
 def test_compiled_networks_train_to_the_same_weights(monkeypatch, diffusion):
-    """The switch reaches the student, the pool's teacher and what is scored; the compiler here is one that
-    changes nothing, for the real one takes a minute."""
+    """The switch reaches the student and what is scored, the pool's own its teacher; the compiler here is one
+    that changes nothing, for the real one takes a minute."""
     compiled, compile = [], torch.compile
 
     def note(call, *, mode):
@@ -140,9 +138,11 @@ def test_compiled_networks_train_to_the_same_weights(monkeypatch, diffusion):
     def trained(**options):
         student, scored = toy_student(), []
         source = POOLS["iterative"](diffusion, toy_student(1).eval(), 16)
+        if options:
+            source.compile_teacher(options["compile"])
         options |= {"callback": lambda _, averaged, __: scored.append(averaged), "callback_at": (3,)}
         averaged, _ = quietly(student, source, diffusion, 5, **options)
-        return weights(averaged), [student.network, source.teacher.network, scored[0].network]
+        return weights(averaged), [source.teacher.network, student.network, scored[0].network]
 
     plain, _ = trained()
     monkeypatch.setattr(torch, "compile", note)
@@ -312,16 +312,20 @@ def test_a_student_of_another_shape_is_refused(diffusion, data_source):
         train(networks.build("digits-student"), data_source, diffusion, 1)
 
 
-def broken_source(at):
-    """Batches of points, of which one has a target that is not a number."""
-    for n in itertools.count(1):
-        x = torch.randn(8, 2)
-        eps = x * math.nan if n == at else x
-        yield Batch(x, torch.full((8,), 5), eps, Gaussian(x, torch.zeros_like(x)))
+class BrokenSource(NoisedImages):
+    """Batches of which one has a target that is not a number."""
+
+    def __init__(self, diffusion, ring, at):
+        super().__init__(diffusion, ring.sample(100), 8)
+        self.turns, self.at = itertools.count(1), at
+
+    def __next__(self):
+        batch = super().__next__()
+        return dataclasses.replace(batch, eps=batch.eps * (math.nan if next(self.turns) == self.at else 1))
 
 
-def test_a_loss_that_is_not_finite_ends_the_training(diffusion):
+def test_a_loss_that_is_not_finite_ends_the_training(diffusion, ring):
     with pytest.raises(
         FloatingPointError, match="loss: found a value that is not finite at iteration 7; nothing was saved"
     ):
-        quietly(toy_student(), broken_source(at=7), diffusion, 20, log_every=4)
+        quietly(toy_student(), BrokenSource(diffusion, ring, at=7), diffusion, 20, log_every=4)

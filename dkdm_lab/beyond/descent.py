@@ -15,9 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from dkdm_lab.data.images import Shuffled
 from dkdm_lab.system import budget, distributed
 from dkdm_lab.system.budget import OutOfTime, Stopped
-from dkdm_lab.system.checkpoint import Checkpoint, Checkpoints, random_states, set_random_states
+from dkdm_lab.system.checkpoint import Checkpoint, Checkpoints
 from dkdm_lab.system.files import alone
 from dkdm_lab.system.progress import progress_bar
+from dkdm_lab.system.seeds import random_states, restore_random_states
 
 
 def descend(
@@ -121,4 +122,4 @@ class _State:
         own = snapshot.own(0)
         if self.generator is not None:
             self.generator.set_state(own["generator"])
-        set_random_states(own["random"], self.device)
+        restore_random_states(own["random"], self.device)

@@ -34,7 +34,7 @@ from dkdm_lab.metrics.two_samples import energy_distance
 from dkdm_lab.networks.classifier_free_guidance import Guided
 from dkdm_lab.networks.denoiser import Denoiser
 from dkdm_lab.networks.folders import read_model
-from dkdm_lab.pools import POOLS
+from dkdm_lab.pools import POOLS, Pool
 from dkdm_lab.sources import Conditions, NoisedImages
 from dkdm_lab.system import budget, distributed
 from dkdm_lab.system.files import alone, explained, once, read_json, readable, tidy, whole, write_json
@@ -395,6 +395,8 @@ class Run:
         of_teacher = self.method == "teacher"
         iterations = self.iterations
         source = self.source(progress)
+        if p.compile is not None and isinstance(source, Pool):
+            source.compile_teacher(p.compile)
         torch.manual_seed(self.seed)
         student = networks.build(p.teacher if of_teacher else p.student).to(device())
         if not main:  # the same first weights, but not the same dropout

@@ -18,7 +18,7 @@ from diffusers.training_utils import EMAModel
 from dkdm_lab import networks
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.experiments.presets import Preset
-from dkdm_lab.pools import POOLS
+from dkdm_lab.pools import POOLS, Pool
 from dkdm_lab.sources import NoisedImages
 from dkdm_lab.system.profile import profiled
 from dkdm_lab.system.provenance import device, provenance
@@ -58,6 +58,8 @@ def training_cost(preset: Preset, method: str, iterations: int = 12, repeats: in
     }
     diffusion, moments = preset.diffusion(), []
     paused = _Paused(source, iterations, lambda: moments.append(_moment()))
+    if preset.compile is not None and isinstance(source, Pool):
+        source.compile_teacher(preset.compile)
     # Once compiled, networks stay so.
     train(student, paused, diffusion, WARM + repeats * iterations + 1, compile=preset.compile, **options)
     with profiled() as parts:
@@ -200,8 +202,8 @@ def seconds_before(preset: Preset, method: str, seed: int = 0) -> float:
     shape = networks.build(preset.student).shape
     first, second = (training_source(preset, method, shape, seed) for _ in range(2))
     if preset.compile is not None:
-        first.teacher.compile_network(preset.compile)
-    second.teacher = first.teacher
+        first.compile_teacher(preset.compile)
+    second.guided.teacher = first.teacher
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     kind = kinds.get(preset.mixed_precision) if torch.cuda.is_available() else None
     with torch.autocast(device().type, kind, enabled=kind is not None):

@@ -15,13 +15,11 @@ import contextlib
 import hashlib
 import json
 import os
-import random
 import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dkdm_lab.system import budget, distributed
@@ -284,23 +282,3 @@ def _write(path: Path, data: bytes) -> None:
 
 def _load(path: Path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def random_states(device: torch.device) -> dict:
-    """Every generator of the process that a network's dropout or a source may draw from."""
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
-    numpy["state"]["key"] = numpy["state"]["key"].tolist()
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate(), "numpy": numpy}
-
-
-def set_random_states(states: dict, device: torch.device) -> None:
-    """Go on where :func:`random_states` were taken."""
-    torch.set_rng_state(states["torch"])
-    if device.type == "cuda" and states["cuda"] is not None:
-        torch.cuda.set_rng_state(states["cuda"], device)
-    random.setstate(states["python"])
-    numpy = states["numpy"]
-    np.random.set_state(  # noqa: NPY002
-        {**numpy, "state": {**numpy["state"], "key": np.array(numpy["state"]["key"], np.uint32)}}
-    )

@@ -19,7 +19,7 @@ from dkdm_lab.data.images import to_uint8
 from dkdm_lab.metrics.scores import require, score
 from dkdm_lab.networks.classifier_free_guidance import Guided
 from dkdm_lab.networks.denoiser import Denoiser
-from dkdm_lab.pools import STORAGES, DynamicPool
+from dkdm_lab.pools import DynamicPool
 from dkdm_lab.sources import Conditions
 from dkdm_lab.system import budget, distributed, figures
 from dkdm_lab.system.files import added, alone, explained, tidy, whole, write_json
@@ -98,6 +98,8 @@ def distill(
         seed=distributed.rank_seed(settings.seed + 1),
         device=device(),
     )
+    if compile is not None:
+        pool.compile_teacher(compile)
     if main:
         report(_summary(teacher, student, pool))
         write_json(file, {"settings": dataclasses.asdict(settings)}, "choose another place for the student")
@@ -278,8 +280,8 @@ def _draws_images(teacher: Pipeline) -> bool:
 def _summary(teacher: Pipeline, student: Denoiser, pool: DynamicPool) -> str:
     """What will be trained, in a line."""
     theirs, own = teacher.denoiser.parameter_count, student.parameter_count
-    megabytes = pool.size * math.prod(pool.shape) * STORAGES[pool.storage].itemsize / 1e6
-    guided = 2 if pool.guidance != 1 else 1
+    megabytes = pool.size * math.prod(pool.shape) * pool.storage.dtype.itemsize / 1e6
+    guided = 2 if pool.guided.guidance != 1 else 1
     shape = " x ".join(map(str, pool.shape))
     return (
         f"teacher: {theirs:,} parameters; student: {own:,} ({own / theirs:.0%}); pool: {pool.size:,} samples "
