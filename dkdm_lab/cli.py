@@ -351,7 +351,7 @@ def _teacher(options: argparse.Namespace):
 
 def _distill(options: argparse.Namespace) -> None:
     from dkdm_lab.teachers import distill
-    from dkdm_lab.teachers.pipelines import read_prompts
+    from dkdm_lab.teachers.text import read_prompts
 
     teacher = _teacher(options)
     needs, conditions = teacher.denoiser.condition, None

@@ -183,7 +183,8 @@ class GaussianDiffusion:
         return (x_t - x0_scaled) / _like(torch.sqrt(-torch.expm1(at_t)), x_t)
 
     def predict_eps(self, prediction: str, x_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
-        """The noise, from what a network predicts instead: ``"v_prediction"`` or ``"sample"``, that is x_0.
+        """The noise, from what a network predicts instead: ``"v_prediction"``, ``"sample"``, that is x_0, or
+        ``"flow_prediction"``, the velocity ``eps - x_0`` of a flow.
 
         In float64: near the top of the schedule ``x_0`` is what is left when nearly all of ``x_t`` and
         ``eps`` cancel, and :meth:`predict_x0` must find it again.
@@ -193,6 +194,10 @@ class GaussianDiffusion:
         signal, noise = _like(torch.exp(0.5 * at_t), output), _like(torch.sqrt(-torch.expm1(at_t)), output)
         if prediction == "v_prediction":  # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0
             return signal * output + noise * x_t
+        if (
+            prediction == "flow_prediction"
+        ):  # x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps, x_0 = eps - v
+            return (x_t + signal * output) / (signal + noise)
         return (x_t - signal * output) / noise
 
     def share_of(self, log_variance: Tensor, t: Tensor) -> Tensor:
@@ -220,6 +225,8 @@ class GaussianDiffusion:
         at_t = self.log_alpha_bar(t)
         if prediction == "v_prediction":
             return torch.exp(-at_t)
+        if prediction == "flow_prediction":
+            return (1 + torch.sqrt(torch.expm1(-at_t))) ** 2
         return torch.expm1(-at_t) if prediction == "sample" else torch.ones_like(at_t)
 
     def p(

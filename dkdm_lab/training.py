@@ -279,8 +279,7 @@ class _State:
     def averaged(self, share: bool = False) -> Denoiser:
         """A copy of the student with the averaged weights, in eval mode; ``share``: on every rank."""
         network = type(self.student.network).from_config(self.student.network.config)
-        copy = Denoiser(network, self.student.diffusion, self.student.prediction, self.student.variance)
-        copy = copy.to(self.accelerator.device)
+        copy = self.student.around(network).to(self.accelerator.device)
         copy.load_state_dict(self.student.state_dict())  # buffers too
         if self.ema is not None:
             self.ema.copy_to(copy.parameters())

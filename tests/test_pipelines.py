@@ -27,7 +27,8 @@ from dkdm_lab import cli
 from dkdm_lab.networks import NETWORKS, Denoiser
 from dkdm_lab.teachers import distill as distillation
 from dkdm_lab.teachers.distill import Distillation, distill
-from dkdm_lab.teachers.pipelines import Pipeline, decode, encode, scaled
+from dkdm_lab.teachers.pipelines import Pipeline, decode, encode
+from dkdm_lab.teachers.students import scaled
 
 T = 20
 GOLDEN = Path(__file__).parent / "golden"
