@@ -38,6 +38,33 @@ def _add_run(command: argparse.ArgumentParser, **method) -> None:
     )  # fmt: skip
 
 
+def _add_teacher(command: argparse.ArgumentParser) -> None:
+    """The options that name a teacher and what it takes, see :func:`_teacher`."""
+    command.add_argument(
+        "teacher", help="a diffusers pipeline's folder, a Hub id, an ADM file (.pt) or CompVis' LDM (.ckpt)"
+    )
+    command.add_argument("--variant", help="of a folder's weights, as fp16 (default: the plain ones)")
+    command.add_argument(
+        "--teacher-dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="in which the teacher computes (default: float32)",
+    )  # fmt: skip
+    command.add_argument("--prompts", metavar="FILE", help="a text-to-image teacher's prompts, one a line")
+    command.add_argument(
+        "--null-class", type=int, metavar="N",
+        help="the label that stands for none, where a class-conditional U-Net has one",
+    )  # fmt: skip
+    command.add_argument("--schedule", choices=("cosine", "linear"), default="cosine", help="of an ADM file")
+    command.add_argument("--steps", type=int, default=1000, help="T, of an ADM file (default: 1000)")
+    command.add_argument(
+        "--size", type=int,
+        help="of an ADM file's images (32), a .ckpt's latents (64), or the samples of a folder that has none",
+    )  # fmt: skip
+    command.add_argument("--head-channels", type=int, default=32, help="of a file's attention (default: 32)")
+    command.add_argument(
+        "--legacy-attention", action="store_true", help="an ADM file with q, k, v interleaved"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dkdm", description="DKDM Lab: run the book, or the runs behind it."
@@ -117,19 +144,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     _add_minutes(distil)
-    distil.add_argument(
-        "teacher", help="a diffusers pipeline's folder, a Hub id, an ADM file (.pt) or CompVis' LDM (.ckpt)"
-    )
+    _add_teacher(distil)
     distil.add_argument(
         "--student", required=True,
         help="a network's name, as cnn-14m; x0.5, the teacher's own at half its width; or a config.json",
     )  # fmt: skip
     distil.add_argument("--out", required=True, metavar="DIR")
-    distil.add_argument("--prompts", metavar="FILE", help="a text-to-image teacher's prompts, one a line")
-    distil.add_argument(
-        "--null-class", type=int, metavar="N",
-        help="the label that stands for none, where a class-conditional U-Net has one",
-    )  # fmt: skip
     distil.add_argument("--iterations", type=int, default=argparse.SUPPRESS)
     distil.add_argument("--batch-size", type=int, default=argparse.SUPPRESS)
     distil.add_argument(
@@ -170,13 +190,20 @@ def _parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=8, metavar="N",
         help="columns of the sheet of samples beside the teacher's, at most; 0 for none (default: 8)",
     )  # fmt: skip
-    distil.add_argument("--schedule", choices=("cosine", "linear"), default="cosine", help="of an ADM file")
-    distil.add_argument("--steps", type=int, default=1000, help="T, of an ADM file (default: 1000)")
-    distil.add_argument("--size", type=int, help="of an ADM file's images (32) or a .ckpt's latents (64)")
-    distil.add_argument("--head-channels", type=int, default=32, help="of a file's attention (default: 32)")
     distil.add_argument(
-        "--legacy-attention", action="store_true", help="an ADM file with q, k, v interleaved"
+        "--init", choices=("random", "teacher"), default=argparse.SUPPRESS,
+        help="teacher: begin with its weights wherever the student has one of the same name and shape",
+    )  # fmt: skip
+    distil.add_argument("--checkpoint-every", type=int, default=1000, metavar="N", help="iterations (1000)")
+    distil.add_argument("--force", action="store_true", help="whatever the teacher answers to the questions")
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what a teacher is, and whether it denoises",
+        description="Say what a teacher was recognised as and what its distillation would take, and ask it a "
+        "few questions whose answers are known.",
     )
+    _add_teacher(inspect)
+    inspect.add_argument("--student", help="as of dkdm distill")
     publish = commands.add_parser(
         "publish",
         help="write the model of a finished run as a folder for others",
@@ -246,6 +273,8 @@ def _carry_out(options: argparse.Namespace) -> int:
             _measure(options)
         elif options.command == "distill":
             _distill(options)
+        elif options.command == "inspect":
+            _inspect(options)
         elif options.command == "train":
             _train(options)
         elif options.command == "publish":
@@ -336,7 +365,7 @@ def _measure(options: argparse.Namespace) -> None:
         print(file.relative_to(results_dir()), flush=True)
 
 
-def _teacher(options: argparse.Namespace):
+def _teacher(options: argparse.Namespace, legacy: bool | None = None):
     from dkdm_lab.diffusion import GaussianDiffusion
     from dkdm_lab.teachers.pipelines import Pipeline
 
@@ -345,33 +374,70 @@ def _teacher(options: argparse.Namespace):
         diffusion=getattr(GaussianDiffusion, options.schedule)(options.steps),
         size=options.size,
         head_channels=options.head_channels,
-        new_attention_order=not options.legacy_attention,
+        new_attention_order=not (options.legacy_attention if legacy is None else legacy),
+        variant=options.variant,
+        dtype=options.teacher_dtype,
     )
 
 
-def _distill(options: argparse.Namespace) -> None:
-    from dkdm_lab.teachers import distill
+def _conditions(options: argparse.Namespace, teacher):
+    from dkdm_lab.system.provenance import device
     from dkdm_lab.teachers.text import read_prompts
 
-    teacher = _teacher(options)
-    needs, conditions = teacher.denoiser.condition, None
+    needs = teacher.denoiser.condition
     if (needs == "text") != (options.prompts is not None):
         raise ValueError(
             f"--prompts: found {options.prompts}, but the teacher takes {needs or 'no condition'}"
         )
+    if options.null_class is not None and needs != "class":
+        raise ValueError(f"--null-class: found {options.null_class}, but the teacher takes no labels")
     if needs == "text":
-        conditions = teacher.prompts(read_prompts(options.prompts))
-    elif needs == "class":
-        conditions = teacher.classes(options.null_class)
+        return teacher.prompts(read_prompts(options.prompts), device=device())
+    return teacher.classes(options.null_class) if needs == "class" else None
+
+
+def _asked(options: argparse.Namespace, teacher, conditions) -> None:
+    """Refuse a teacher whose answers make no sense."""
+    from dkdm_lab.system.provenance import device
+    from dkdm_lab.teachers import check
+
+    found = check.require(teacher.to(device()), conditions)
+    if str(options.teacher).endswith((".pt", ".pth")):
+        order = not options.legacy_attention
+        problem = check.other_order(options.teacher, found, lambda new: _teacher(options, not new), order)
+        if problem:
+            raise ValueError(f"{problem} (--force distils it all the same)")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from dkdm_lab.teachers import check, distill
+
+    teacher = _teacher(options)
+    conditions = _conditions(options, teacher)
+    student = None if options.student is None else teacher.student(options.student)
+    size = distill.default_batch_size(teacher)
+    print(*check.describe(teacher, student, conditions, size), sep="\n", flush=True)
+    _asked(options, teacher, conditions)
+    print("answers: as a trained teacher's")
+
+
+def _distill(options: argparse.Namespace) -> None:
+    from dkdm_lab.teachers import distill
+
+    teacher = _teacher(options)
+    conditions = _conditions(options, teacher)
     names = [field.name for field in dataclasses.fields(distill.Distillation)]
     given = {name: getattr(options, name) for name in names if name in options}  # the rest has its defaults
     settings = distill.Distillation(**given)
+    if not options.force and not distill.finished(options.out):
+        _asked(options, teacher, conditions)
     distill.distill(
         teacher,
         settings,
         options.out,
         conditions,
         options.evaluate,
+        options.checkpoint_every,
         compile=options.compile,
         samples=options.samples,
         report=functools.partial(print, flush=True),

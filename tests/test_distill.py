@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from dkdm_lab import cli, networks
+from dkdm_lab.data.images import to_uint8
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.networks import Denoiser
 from dkdm_lab.sources import Conditions
@@ -89,7 +90,10 @@ def test_readmes_command(tmp_path):
     """As a user calls it, at a small size and in a process of its own; then plain diffusers samples it."""
     torch.manual_seed(0)
     save_teacher(tmp_path / "models" / "digits-teacher")
-    command = "distill models/digits-teacher --student x0.5 --iterations 30 --batch-size 8 --out my-student"
+    command = (
+        "distill models/digits-teacher --student x0.5 --iterations 30 --batch-size 8 --out my-student"
+    command += " --force"  # its weights are random
+    )
     done = subprocess.run(
         [sys.executable, "-m", "dkdm_lab", *command.split()],
         cwd=tmp_path,
@@ -142,7 +146,7 @@ def test_the_sheet_holds_what_both_draw_from_the_same_noise(run, teacher, tmp_pa
     assert n == 2
     for name, denoiser in (("teacher", teacher.denoiser), ("student", student)):
         x = teacher.diffusion.sample(denoiser, n, steps, seed=SETTINGS.seed + 2)
-        assert torch.equal(rows[name], distillation.to_uint8(x))
+        assert torch.equal(rows[name], to_uint8(x))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "from the same noise, column by column, in 10 steps; not selected" in card
     for picture in ("loss.png", "samples.png"):
@@ -187,7 +191,7 @@ def test_both_rows_have_the_same_conditions_and_guidance():
         ("loss.png", (figures, "losses")),
         ("samples.png", (distillation, "samples_of")),
         ("the teacher's other parts", (Pipeline, "write_other_parts")),
-        ("README.md", (distillation, "_card")),
+        ("README.md", (distillation, "card_of")),
         ("metrics", (distillation, "compare")),
     ],
 )
@@ -318,6 +322,7 @@ def test_what_cannot_end_well_is_refused_before_it_begins(
     monkeypatch.setattr("dkdm_lab.metrics.inception.load_state_dict_from_url", fail)
     untouched()
     command = ["distill", str(tmp_path / "teacher"), "--student", "x0.5", "--out", str(tmp_path / "out")]
+    command.append("--force")
     assert cli.main([*command, *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -219,6 +219,7 @@ def made(tmp_path):
         prompts, options = KINDS[kind](folder)
         (teacher,) = tmp_path.glob("teacher*")
         sizes = ["--iterations", "4", "--batch-size", "4", "--rho", "0.1", "--stride", "2", "--ema", "0.5"]
+        sizes.append("--force")  # its weights are random
         return teacher, ["distill", str(teacher), "--out", str(tmp_path / "out"), *sizes, *prompts, *options]
 
     return make

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download
 from safetensors import safe_open
 from torch import nn
 from torch.nn.modules import module as hooks
@@ -36,7 +36,8 @@ def find_folder(path: str | Path) -> Path:
         check(local)
         return local
     try:
-        return Path(snapshot_download(str(path), allow_patterns=NEEDED, ignore_patterns=COPIES))
+        copies = COPIES + _again(list_repo_files(str(path)))
+        return Path(snapshot_download(str(path), allow_patterns=NEEDED, ignore_patterns=copies))
     except Exception as error:  # the Hub's client raises many kinds, by cause
         raise FileNotFoundError(
             f"{path}: found neither a folder here nor such a model on the Hub ({error})"
@@ -50,6 +51,14 @@ NEEDED += ["diffusion_pytorch_model*", "*/diffusion_pytorch_model*", "*/model*",
 NEEDED += ["*/spiece.model", "*/tokenizer.model"]
 COPIES = ["*.py", "*.fp16.*", "*.fp16-*", "*.bf16.*", "*.non_ema.*", "*.ema.*", "*.msgpack", "*.onnx*"]
 COPIES += ["*.ckpt", "*.h5", "*.pb", "*flax*", "*openvino*"]
+
+
+def _again(files: list[str]) -> list[str]:
+    """The pickles of a repository whose folders have the same weights as safetensors."""
+    safe = {
+        name.rpartition("/")[0] for name in files if re.search(r"model(-\d+-of-\d+)?\.safetensors$", name)
+    }
+    return [name for name in files if ".bin" in name and name.rpartition("/")[0] in safe]
 
 
 def part_of(folder: Path, names: tuple[str, ...], file: str) -> Path | None:

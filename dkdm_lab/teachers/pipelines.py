@@ -77,24 +77,38 @@ class Pipeline:
         head_channels: int = 32,
         new_attention_order: bool = True,
         variant: str | None = None,
+        dtype: str = "float32",
     ) -> Pipeline:
         """Read a pipeline: diffusers' folder, a Hub id, an ADM file (``.pt``) or CompVis' LDM (``.ckpt``).
 
         A file holds weights alone. diffusion: the process of an ADM checkpoint, which it does not tell; the
         authors' are ``GaussianDiffusion.cosine(1000)``. size, head_channels, new_attention_order: as in
         :func:`load_adm` and :func:`load_ldm`; size and variant of a folder: as in
-        :meth:`Denoiser.from_pretrained`. Errors: as those; ValueError for what is out of reach.
+        :meth:`Denoiser.from_pretrained`. dtype: in which the denoiser computes. Errors: as those; ValueError
+        for what is out of reach.
         """
-        suffix = Path(path).suffix
-        if suffix == ".ckpt":
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype: found {dtype!r}, expected float32, bfloat16 or float16")
+        if Path(path).suffix in (".ckpt", ".pt", ".pth"):
+            found = cls._from_file(Path(path), diffusion, size, head_channels, new_attention_order)
+        else:
+            found = cls._from_folder(find_folder(path), size, variant)
+        if dtype != "float32":
+            nn.Module.to(found.denoiser.network, getattr(torch, dtype))
+        return found
+
+    @classmethod
+    def _from_file(cls, path: Path, diffusion, size, head_channels, new_attention_order) -> Pipeline:
+        if path.suffix == ".ckpt":
             denoiser, vae, scheduler = load_ldm(path, size or 64, head_channels)
             return cls(denoiser, scheduler, vae)
-        if suffix in (".pt", ".pth"):
-            diffusion = diffusion or GaussianDiffusion.cosine(1000)
-            denoiser = load_adm(path, size or 32, head_channels, new_attention_order)
-            denoiser.diffusion = diffusion
-            return cls(denoiser, ddpm_scheduler(diffusion, denoiser.learns_variance))
-        folder = find_folder(path)
+        diffusion = diffusion or GaussianDiffusion.cosine(1000)
+        denoiser = load_adm(path, size or 32, head_channels, new_attention_order)
+        denoiser.diffusion = diffusion
+        return cls(denoiser, ddpm_scheduler(diffusion, denoiser.learns_variance))
+
+    @classmethod
+    def _from_folder(cls, folder: Path, size: int | None, variant: str | None) -> Pipeline:
         index = read_index(folder)
         name = str(index.get("_class_name"))
         for word, what in _OUT_OF_REACH.items():

@@ -17,19 +17,20 @@ def network_of(which: str, teacher: nn.Module) -> tuple[type, dict]:
     if which in NETWORKS:
         network = NETWORKS[which]()
         return type(network), dict(network.config)
-    if which.startswith("x"):
-        try:
-            factor = float(which[1:])
-        except ValueError:
-            factor = math.nan
-        if not 0 < factor <= 4:
-            raise ValueError(f"student: found {which!r}, expected a factor in (0, 4], as x0.5")
-        return type(teacher), scaled(dict(teacher.config), factor)
+    for word, change in (("x", scaled), ("depth", shallower)):
+        if which.startswith(word):
+            try:
+                factor = float(which.removeprefix(word))
+            except ValueError:
+                factor = math.nan
+            if not 0 < factor <= 4:
+                raise ValueError(f"student: found {which!r}, expected a factor in (0, 4], as {word}0.5")
+            return type(teacher), change(dict(teacher.config), factor)
     file = Path(which)
     file = file / "config.json" if file.is_dir() else file
     if not file.is_file():
         raise ValueError(
-            f"student: found {which!r}, expected a factor as x0.5, a config.json, or one of "
+            f"student: found {which!r}, expected a factor as x0.5 or depth0.5, a config.json, or one of "
             f"{', '.join(NETWORKS)}"
         )
     try:
@@ -85,3 +86,19 @@ def scaled(config: dict, factor: float) -> dict:
     else:
         config["width"] = max(1, round(config["width"] * factor))
     return config
+
+
+_DEPTHS = ("layers_per_block", "num_layers", "num_single_layers", "num_refiner_layers", "depth")
+_DEPTHS += ("num_mmdit_layers", "num_single_dit_layers")
+
+
+def shallower(config: dict, factor: float) -> dict:
+    """A network's configuration with another number of blocks of the same width, at least one of each."""
+
+    def fewer(blocks):
+        if isinstance(blocks, (list, tuple)):
+            return [fewer(each) for each in blocks]
+        return max(1, round(blocks * factor)) if blocks else blocks
+
+    config = public(config)
+    return {name: fewer(value) if name in _DEPTHS else value for name, value in config.items()}
