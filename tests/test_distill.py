@@ -90,10 +90,8 @@ def test_readmes_command(tmp_path):
     """As a user calls it, at a small size and in a process of its own; then plain diffusers samples it."""
     torch.manual_seed(0)
     save_teacher(tmp_path / "models" / "digits-teacher")
-    command = (
-        "distill models/digits-teacher --student x0.5 --iterations 30 --batch-size 8 --out my-student"
+    command = "distill models/digits-teacher --student x0.5 --iterations 30 --batch-size 8 --out my-student"
     command += " --force"  # its weights are random
-    )
     done = subprocess.run(
         [sys.executable, "-m", "dkdm_lab", *command.split()],
         cwd=tmp_path,

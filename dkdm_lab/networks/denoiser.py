@@ -18,7 +18,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.networks.families import NETWORK_CLASSES, Terms, ask, family_of, unpack
+from dkdm_lab.networks.families import NETWORK_CLASSES, Terms, ask, family_of, refuse, unpack
 from dkdm_lab.networks.folders import find_folder, look_through, part_of, read_model
 from dkdm_lab.networks.mlp import MLP
 from dkdm_lab.networks.schedulers import (
@@ -27,6 +27,7 @@ from dkdm_lab.networks.schedulers import (
     diffusion_of,
     flow_levels,
     flow_scale,
+    read_json,
     read_scheduler,
 )
 from dkdm_lab.system.files import whole_folder
@@ -200,11 +201,14 @@ class Denoiser(nn.Module):
         for part in {local, folder, noise} - {None}:
             look_through(part, local)
         scheduler = None if noise is None else read_scheduler(noise)
+        file = folder / "config.json"
+        if file.is_file():
+            refuse(read_json(file), str(file))
         network = read_model(folder, NETWORK_CLASSES, variant)
         try:
             return cls(network, *_process(network, scheduler, size)).eval()
         except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from error
+            raise ValueError(f"{file}: {error}") from error
 
 
 def _process(network: nn.Module, scheduler, size: int | None) -> tuple:

@@ -69,10 +69,8 @@ NETWORK_CLASSES = {kind.__name__: kind for kind in FAMILIES} | {
 }
 
 
-def family_of(network: nn.Module) -> Family:
-    """How a network is asked; ValueError for one that wants what no source has."""
-    config = network.config
-    name = type(network).__name__
+def refuse(config: Mapping, name: str) -> None:
+    """ValueError for the configuration of a network that wants what no source has."""
     for key, known in _TAKEN.items():
         if config.get(key) not in known:
             why = _WHY.get(key, "for which no source here has what it takes")
@@ -80,7 +78,13 @@ def family_of(network: nn.Module) -> Family:
                 f"{name}: found {key} {config[key]!r}, {why}; "
                 f"expected {' or '.join(repr(value) for value in known)}"
             )
-    if isinstance(network, UNet2DConditionModel) and config.get("addition_embed_type") == "text_time":
+
+
+def family_of(network: nn.Module) -> Family:
+    """How a network is asked; ValueError for one that wants what no source has."""
+    refuse(network.config, type(network).__name__)
+    text_time = network.config.get("addition_embed_type") == "text_time"
+    if isinstance(network, UNet2DConditionModel) and text_time:
         return _SDXL
     for kind, family in FAMILIES.items():
         if isinstance(network, kind):

@@ -6,14 +6,16 @@ the network, that of the scheduler and the weights side by side.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging
 from huggingface_hub import list_repo_files, snapshot_download
 from safetensors import safe_open
 from torch import nn
@@ -55,9 +57,8 @@ COPIES += ["*.ckpt", "*.h5", "*.pb", "*flax*", "*openvino*"]
 
 def _again(files: list[str]) -> list[str]:
     """The pickles of a repository whose folders have the same weights as safetensors."""
-    safe = {
-        name.rpartition("/")[0] for name in files if re.search(r"model(-\d+-of-\d+)?\.safetensors$", name)
-    }
+    plain = re.compile(r"model(-\d+-of-\d+)?\.safetensors$")
+    safe = {name.rpartition("/")[0] for name in files if plain.search(name)}
     return [name for name in files if ".bin" in name and name.rpartition("/")[0] in safe]
 
 
@@ -227,15 +228,16 @@ def read_model(folder: Path, classes: Mapping[str, type], variant: str | None = 
     weights = weights_of(folder, variant)
     shards_within(weights)
     try:
-        build_within(lambda: classes[name].from_config(config), weights, config_file)
-        model, info = classes[name].from_pretrained(
-            folder,
-            output_loading_info=True,
-            low_cpu_mem_usage=False,
-            local_files_only=True,
-            variant=weights.variant,
-            use_safetensors=weights.files[0].name.find("safetensors") >= 0,
-        )
+        with quiet():
+            build_within(lambda: classes[name].from_config(config), weights, config_file)
+            model, info = classes[name].from_pretrained(
+                folder,
+                output_loading_info=True,
+                low_cpu_mem_usage=False,
+                local_files_only=True,
+                variant=weights.variant,
+                use_safetensors="safetensors" in weights.files[0].name,
+            )
     except ValueError as error:
         if str(error).startswith(str(folder)):  # ours
             raise
@@ -246,6 +248,17 @@ def read_model(folder: Path, classes: Mapping[str, type], variant: str | None = 
     if wrong := {kind: list(keys)[:5] for kind, keys in info.items() if keys and kind in kinds}:
         raise ValueError(f"{folder}: weights and config.json do not agree: {wrong}")
     return nn.Module.float(model)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No chatter of diffusers beside what is said here of the same."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def shards_within(weights: Weights) -> None:

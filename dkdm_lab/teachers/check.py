@@ -62,7 +62,8 @@ class Answers:
         if not found and abs(worst) > _SLANTED:
             found.append(
                 f"it takes the noise for {'less' if worst > 0 else 'more'} than it is (r + b - 1 = "
-                f"{worst:+.2f}, expected within {_SLANTED:g} of 0): was it trained with another schedule or size?"
+                f"{worst:+.2f}, expected within {_SLANTED:g} of 0): was it trained with another schedule or "
+                "size?"
             )
         return found
 
@@ -117,7 +118,7 @@ def other_order(
     if other * 1.5 < own.near_noise:
         return (
             f"{path}: near pure noise its eps is off by {own.near_noise:.2g}, and by {other:.2g} with q, k "
-            f"and v in the other order; {'expected --legacy-attention' if new_order else 'no --legacy-attention'}"
+            f"and v in the other order; expected {'' if new_order else 'no '}--legacy-attention"
         )
     return None
 
