@@ -228,9 +228,7 @@ NONSENSE = {
         "found prediction_type 'flow_prediction' without the sigmas of a flow",
     ),
     "few steps": (saved(LCMScheduler(**SHORT)), "found LCMScheduler, a teacher of few steps"),
-    "few steps, by its network": (other(time_cond_proj_dim=8), "found time_cond_proj_dim 8, a teacher of few"),
-        "unet: ",  # the weights are another network's
-    ),
+    "few steps, by its network": (other(time_cond_proj_dim=8), "time_cond_proj_dim 8, a teacher of few"),
     "thresholding": (saved(DDPMScheduler(thresholding=True, **SHORT)), "found thresholding, expected"),
     "a LoRA": (lora, "pytorch_lora_weights.safetensors: found a LoRA beside the pipeline"),
     "labels by time": (other(class_embed_type="timestep"), "found class_embed_type 'timestep', for which"),

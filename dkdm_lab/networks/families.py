@@ -34,8 +34,9 @@ from dkdm_lab.networks.mlp import MLP
 class Family:
     """One kind of network. text: the parts of a text condition, by the names of the network's arguments;
     none for networks that take labels, or nothing. added: those of them that go into ``added_cond_kwargs``.
-    time: what a time is multiplied with, a number or an entry of the configuration; rising: whether it is
-    told 1 - t. negative: whether it answers the negative. packed: whether 2 x 2 latents are one token's.
+    time: what a time is multiplied with, a number, an entry of the configuration, or one by the levels;
+    rising: whether it is told 1 - t. negative: whether it answers the negative. packed: whether 2 x 2 latents
+    are one token's.
     cuts: whether a second half of its output, a variance that nobody samples with, is left away.
     """
 
@@ -60,7 +61,7 @@ FAMILIES: dict[type, Family] = {
     FluxTransformer2DModel: Family((_EMBEDDED, _POOLED), time=1 / 1000, packed=True),
     SanaTransformer2DModel: Family((_EMBEDDED, _MASK), time="timestep_scale", cuts=True),
     AuraFlowTransformer2DModel: Family((_EMBEDDED,), time=1 / 1000),
-    Lumina2Transformer2DModel: Family((_EMBEDDED, _MASK), time=1 / 1000, rising=True, negative=True),
+    Lumina2Transformer2DModel: Family((_EMBEDDED, _MASK), time="levels", rising=True, negative=True),
 }
 _SDXL = Family((_EMBEDDED, "text_embeds", "time_ids"), added=("text_embeds", "time_ids"))
 
@@ -150,7 +151,11 @@ def ask(network: nn.Module, family: Family, terms: Terms, x: Tensor, time: Tenso
         added = _resolution(network, x)
     if added:
         given["added_cond_kwargs"] = added
-    factor = family.time if isinstance(family.time, float) else network.config.get(family.time, 1.0)
+    factor = family.time
+    if factor == "levels":
+        factor = 1.0 if terms.times is None else 1 / len(terms.times)
+    elif isinstance(factor, str):
+        factor = network.config.get(factor, 1.0)
     if factor != 1.0:
         time = time * factor
     if family.rising:

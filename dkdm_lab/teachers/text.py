@@ -83,6 +83,8 @@ def embed(
     _refuse_too_long(prompts, loaded, text.tokens)
     pipeline = _pipeline(kind, {**others, **loaded})
 
+    asked = inspect.signature(kind.__call__).parameters
+
     def encode(some: list[str]) -> dict[str, Tensor]:
         behind = [None] * text.before
         if name == "StableDiffusionPipeline":
@@ -90,6 +92,8 @@ def embed(
         options = {} if name == "StableDiffusionPipeline" else {"device": device}
         if text.guided:
             options["do_classifier_free_guidance"] = False
+        if some != [""] and "complex_human_instruction" in asked:  # SANA's words before each prompt
+            options["complex_human_instruction"] = asked["complex_human_instruction"].default
         found = pipeline.encode_prompt(some, *behind, **options)
         return {part: found[place].float().cpu() for place, part in text.parts.items()}
 
@@ -102,7 +106,9 @@ def embed(
     if name == "StableDiffusionXLPipeline":
         if index.get("force_zeros_for_empty_prompt", True):
             null = {part: torch.zeros_like(value) for part, value in null.items()}
-        side = 8.0 * denoiser.shape[-1]  # as the pipeline itself says of an image of its own size
+        side = float(
+            pipeline.vae_scale_factor * denoiser.shape[-1]
+        )  # as the pipeline itself says of an image of its own size
         size = torch.tensor([[side, side, 0, 0, side, side]])
         embedded["time_ids"], null["time_ids"] = size.expand(len(prompts), 6), size
     if len(embedded) == 1:
