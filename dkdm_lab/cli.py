@@ -422,15 +422,17 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _distill(options: argparse.Namespace) -> None:
-    from dkdm_lab.teachers import distill
+    from dkdm_lab.teachers import check, distill
 
     teacher = _teacher(options)
     conditions = _conditions(options, teacher)
     names = [field.name for field in dataclasses.fields(distill.Distillation)]
     given = {name: getattr(options, name) for name in names if name in options}  # the rest has its defaults
     settings = distill.Distillation(**given)
-    if not options.force and not distill.finished(options.out):
-        _asked(options, teacher, conditions)
+    if not distill.finished(options.out):
+        print(*check.describe(teacher, conditions=conditions)[:-1], sep="\n", flush=True)
+        if not options.force:
+            _asked(options, teacher, conditions)
     distill.distill(
         teacher,
         settings,

@@ -29,7 +29,7 @@ def conditions(teacher):
 def test_trained_teachers_pass_and_random_weights_do_not(name, teachers):
     teacher = teachers[name]
     found = check.require(teacher, conditions(teacher))
-    assert found.near_noise < 0.02  # measured: 0.0006 to 0.005
+    assert found.near_noise < 0.02  # measured: 0.0005 to 0.0031
     torch.manual_seed(1)
     network = type(teacher.denoiser.network).from_config(teacher.denoiser.network.config)
     random = Pipeline(teacher.denoiser.around(network).eval(), teacher.scheduler, teacher.vae)
@@ -145,7 +145,7 @@ def test_an_adm_file_with_the_right_options_passes(adm, teachers, capsys):
     [
         (["--legacy-attention"], "with q, k and v in the other order; expected no --legacy-attention"),
         (["--schedule", "linear"], "it takes the noise for less than it is"),
-        (["--steps", "4000"], "it takes the noise for"),
+        (["--steps", "4000"], "near pure noise, where eps is nearly x_t, its eps is off by"),
     ],
 )
 def test_an_adm_file_with_a_wrong_option_is_refused_before_training(adm, wrong, message, tmp_path, capsys):

@@ -105,8 +105,9 @@ def test_readmes_command(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    said, where = done.stdout.splitlines()
+    *recognised, said, where = done.stdout.splitlines()
     assert where == "my-student"
+    assert [line.split(":")[0] for line in recognised] == ["network", "predicts", "process", "conditions"]
     teacher, student = (
         DDPMPipeline.from_pretrained(tmp_path / name) for name in ("models/digits-teacher", "my-student")
     )
@@ -382,3 +383,39 @@ def test_a_student_is_saved_with_the_process_of_a_teacher_that_was_read(schedule
     # The betas pass through diffusers' float32.
     np.testing.assert_allclose(student.diffusion.betas, process.betas, rtol=1e-5)
     assert (student.diffusion.clip, student.diffusion.variance) == (process.clip, process.variance)
+
+
+# -- where the student is written -----------------------------------------------------------------------
+
+
+def test_the_student_may_be_written_into_the_folder_one_is_in(teacher, tmp_path, monkeypatch):
+    """Which cannot be renamed, as a container's volume cannot."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("os.rename", fail)
+    distill(teacher, SETTINGS, ".", progress=False)
+    assert names(tmp_path / "here") == sorted([*LEFT, "scheduler", "unet"])
+    with pytest.raises(ValueError, match="this distillation is finished"):
+        distill(teacher, SETTINGS, ".", progress=False)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_killed_while_the_student_is_put_in_place(at, run, teacher, tmp_path, monkeypatch):
+    """At each entry of it: the same call ends with the same weights, and leaves no litter."""
+    whole = distill(teacher, SETTINGS, tmp_path / "whole", progress=False, samples=0).state_dict()
+    replace, seen = os.replace, []
+
+    def kill(source, target):
+        if ".new" in str(source):
+            seen.append(target)
+            if len(seen) == at + 1:
+                raise SystemExit  # nothing of ours answers it
+        return replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", kill)
+        with pytest.raises(SystemExit):
+            run(samples=0, checkpoint_every=15)
+    assert len(seen) == at + 1
+    assert all(torch.equal(value, whole[key]) for key, value in run(samples=0).state_dict().items())
+    assert names(tmp_path / "out") == sorted({*LEFT, "scheduler", "unet"} - {"samples.png"})

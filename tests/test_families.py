@@ -162,7 +162,8 @@ def aura(folder):
 def lumina2(folder):
     network = Lumina2Transformer2DModel(
         sample_size=8, in_channels=4, hidden_size=32, num_layers=1, num_refiner_layers=1,
-        num_attention_heads=4, num_kv_heads=2, multiple_of=8, axes_dim_rope=(4, 2, 2), axes_lens=(300, 16, 16),
+        num_attention_heads=4, num_kv_heads=2, multiple_of=8, axes_dim_rope=(4, 2, 2),
+        axes_lens=(300, 16, 16),
         cap_feat_dim=16,
     )  # fmt: skip
     scheduler = FlowMatchEulerDiscreteScheduler(T, shift=6.0)

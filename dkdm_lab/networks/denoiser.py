@@ -238,6 +238,8 @@ def _size(network: nn.Module, asked: int | None) -> int | None:
     own = network.config.get("sample_size")
     if own is None and asked is None:
         raise ValueError("found sample_size null, expected the side of a sample; say it by --size")
+    if own is None and family_of(network).packed and asked % 2:
+        raise ValueError(f"size: found {asked}, expected an even number, for its tokens are 2 x 2")
     return asked if own is None else None
 
 
