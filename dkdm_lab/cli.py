@@ -76,6 +76,27 @@ def _add_run(command: Command, **method) -> None:
     _add_settings(command, "a setting of the preset, see below", _of_preset)
 
 
+def _add_teacher(command: Command) -> None:
+    """The options that name a teacher and what it takes, see :func:`_teacher`."""
+    command.add_argument("teacher", help=kinds(Distillation)["teacher"].meaning)
+    command.add_argument("--variant", help="of a folder's weights, as fp16 (default: the plain ones)")
+    command.add_argument(
+        "--teacher-dtype", choices=("float32", "bfloat16", "float16"), default="float32",
+        help="in which the teacher computes (default: float32)",
+    )  # fmt: skip
+    command.add_argument("--prompts", metavar="FILE", help="a text-to-image teacher's prompts, one per line")
+    no_label = "the label that stands for none, where a class-conditional U-Net has one"
+    command.add("--null-class", Annotated[CountOrNone, no_label])
+    command.add_argument("--schedule", choices=("cosine", "linear"), default="cosine", help="of an ADM file")
+    command.add("--steps", Annotated[Levels, "T, of an ADM file"], default=1000)
+    size = "of an ADM file's images (32), a .ckpt's latents (64), or the samples of a folder that has none"
+    command.add("--size", Annotated[Count, size])
+    command.add("--head-channels", Annotated[Count, "of a file's attention"], default=32)
+    command.add_argument(
+        "--legacy-attention", action="store_true", help="an ADM file with q, k, v interleaved"
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="dkdm", description="DKDM Lab: run the book, or the runs behind it."
@@ -129,6 +150,14 @@ def _parser() -> argparse.ArgumentParser:
         "--publish", action="store_true", help="keep the parts in book/models, where others find them made"
     )
     _add_distill(commands)
+    inspect = commands.add_parser(
+        "inspect",
+        help="say what a teacher is, and whether it denoises",
+        description="Say what a teacher was recognised as and what its distillation would take, and ask it a "
+        "few questions whose answers are known.",
+    )
+    _add_teacher(inspect)
+    inspect.add_argument("--student", help=kinds(Distillation)["student"].meaning)
     publish = commands.add_parser(
         "publish",
         help="write the model of a finished run as a folder for others",
@@ -171,9 +200,8 @@ def _add_distill(commands) -> None:
         "it goes on where it was stopped.",
         epilog=EXIT_CODES,
     )
-    known = kinds(Distillation)
-    distil.add_argument("teacher", help=known["teacher"].meaning)
-    distil.add_argument("--student", required=True, help=known["student"].meaning)
+    _add_teacher(distil)
+    distil.add_argument("--student", required=True, help=kinds(Distillation)["student"].meaning)
     distil.add_argument("--out", type=option(folder), required=True, metavar="DIR")
     _add_minutes(distil)
     hints = get_type_hints(Distillation, include_extras=True)
@@ -189,16 +217,8 @@ def _add_distill(commands) -> None:
     )
     columns = "columns of the sheet of samples beside the teacher's, at most; 0 for none"
     distil.add("--samples", Annotated[CountOrNone, columns], default=8)
-    distil.add_argument("--prompts", metavar="FILE", help="a text-to-image teacher's prompts, one per line")
-    no_label = "the label that stands for none, where a class-conditional U-Net has one"
-    distil.add("--null-class", Annotated[CountOrNone, no_label])
-    distil.add_argument("--schedule", choices=("cosine", "linear"), default="cosine", help="of an ADM file")
-    distil.add("--steps", Annotated[Levels, "T, of an ADM file"], default=1000)
-    distil.add("--size", Annotated[Count, "of an ADM file's images (32) or a .ckpt's latents (64)"])
-    distil.add("--head-channels", Annotated[Count, "of a file's attention"], default=32)
-    distil.add_argument(
-        "--legacy-attention", action="store_true", help="an ADM file with q, k, v interleaved"
-    )
+    distil.add("--checkpoint-every", Annotated[Count, "iterations between two checkpoints"], default=1000)
+    distil.add_argument("--force", action="store_true", help="whatever the teacher answers to the questions")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -237,6 +257,8 @@ def _carry_out(options: argparse.Namespace) -> int:
             _measure(options)
         elif options.command == "distill":
             _distill(options)
+        elif options.command == "inspect":
+            _inspect(options)
         elif options.command == "train":
             _train(options)
         elif options.command == "publish":
@@ -333,7 +355,7 @@ def _measure(options: argparse.Namespace) -> None:
         print(file.relative_to(results_dir()), flush=True)
 
 
-def _teacher(options: argparse.Namespace):
+def _teacher(options: argparse.Namespace, legacy: bool | None = None):
     from dkdm_lab.diffusion import GaussianDiffusion
     from dkdm_lab.teachers.pipelines import Pipeline
 
@@ -342,35 +364,74 @@ def _teacher(options: argparse.Namespace):
         diffusion=getattr(GaussianDiffusion, options.schedule)(options.steps),
         size=options.size,
         head_channels=options.head_channels,
-        new_attention_order=not options.legacy_attention,
+        new_attention_order=not (options.legacy_attention if legacy is None else legacy),
+        variant=options.variant,
+        dtype=options.teacher_dtype,
     )
+
+
+def _conditions(options: argparse.Namespace, teacher):
+    from dkdm_lab.system.provenance import device
+    from dkdm_lab.teachers.text import read_prompts
+
+    needs = teacher.denoiser.condition
+    if (needs == "text") != (options.prompts is not None):
+        raise ValueError(
+            f"--prompts: found {options.prompts}, but the teacher takes {needs or 'no condition'}"
+        )
+    if options.null_class is not None and needs != "class":
+        raise ValueError(f"--null-class: found {options.null_class}, but the teacher takes no labels")
+    if needs == "text":
+        return teacher.prompts(read_prompts(options.prompts), device=device())
+    return teacher.classes(options.null_class) if needs == "class" else None
+
+
+def _asked(options: argparse.Namespace, teacher, conditions) -> None:
+    """Refuse a teacher whose answers make no sense."""
+    from dkdm_lab.system.provenance import device
+    from dkdm_lab.teachers import check
+
+    found = check.require(teacher.to(device()), conditions)
+    if str(options.teacher).endswith((".pt", ".pth")):
+        order = not options.legacy_attention
+        problem = check.other_order(options.teacher, found, lambda new: _teacher(options, not new), order)
+        if problem:
+            raise ValueError(f"{problem} (--force distils it all the same)")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from dkdm_lab.teachers import check, distill
+
+    teacher = _teacher(options)
+    conditions = _conditions(options, teacher)
+    student = None if options.student is None else teacher.student(options.student)
+    size = distill.default_batch_size(teacher)
+    print(*check.describe(teacher, student, conditions, size), sep="\n", flush=True)
+    _asked(options, teacher, conditions)
+    print("answers: as a trained teacher's")
 
 
 def _distill(options: argparse.Namespace) -> None:
     settings = Distillation(**{name: getattr(options, name) for name in kinds(Distillation)})
     from dkdm_lab.metrics.scores import require
     from dkdm_lab.system import distributed
-    from dkdm_lab.teachers import distill
-    from dkdm_lab.teachers.pipelines import read_prompts
+    from dkdm_lab.teachers import check, distill
 
     if options.evaluate and distributed.rank() == 0:
         require("inception", options.evaluate)
     teacher = _teacher(options)
-    needs, conditions = teacher.denoiser.condition, None
-    if (needs == "text") != (options.prompts is not None):
-        raise ValueError(
-            f"--prompts: found {options.prompts}, but the teacher takes {needs or 'no condition'}"
-        )
-    if needs == "text":
-        conditions = teacher.prompts(read_prompts(options.prompts))
-    elif needs == "class":
-        conditions = teacher.classes(options.null_class)
+    conditions = _conditions(options, teacher)
+    if not distill.finished(options.out):
+        print(*check.describe(teacher, conditions=conditions)[:-1], sep="\n", flush=True)
+        if not options.force:
+            _asked(options, teacher, conditions)
     distill.distill(
         teacher,
         settings,
         options.out,
         conditions,
         options.evaluate,
+        options.checkpoint_every,
         compile=options.compile,
         samples=options.samples,
         report=functools.partial(print, flush=True),

@@ -219,15 +219,17 @@ class GaussianDiffusion(ForwardProcess):
     def predict_eps(self, prediction: str, x_t: Tensor, t: Tensor, output: Tensor) -> Tensor:
         """The noise, from the ``output`` of a network that predicts something else.
 
-        prediction: ``"v_prediction"``, or ``"sample"``, which is x_0. The result is float64: near the top of
-        the schedule ``x_0`` is what is left when nearly all of ``x_t`` and ``eps`` cancel, and
-        :meth:`predict_x0` must find it again.
+        prediction: ``"v_prediction"``; ``"sample"``, which is x_0; or ``"flow_prediction"``, the velocity
+        ``eps - x_0`` of a flow. The result is float64: near the top of the schedule ``x_0`` is what is left
+        when nearly all of ``x_t`` and ``eps`` cancel, and :meth:`predict_x0` must find it again.
         """
         at_t = self.log_alpha_bar(t)
         output = output.double()
         signal, noise = _like(torch.exp(0.5 * at_t), output), _like(torch.sqrt(-torch.expm1(at_t)), output)
         if prediction == "v_prediction":  # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0
             return signal * output + noise * x_t
+        if prediction == "flow_prediction":  # Eq. 4 with x_0 = eps - velocity
+            return (x_t + signal * output) / (signal + noise)
         return (x_t - signal * output) / noise
 
     def share_of(self, log_variance: Tensor, t: Tensor) -> Tensor:
@@ -255,6 +257,8 @@ class GaussianDiffusion(ForwardProcess):
         at_t = self.log_alpha_bar(t)
         if prediction == "v_prediction":
             return torch.exp(-at_t)
+        if prediction == "flow_prediction":
+            return (1 + torch.sqrt(torch.expm1(-at_t))) ** 2
         return torch.expm1(-at_t) if prediction == "sample" else torch.ones_like(at_t)
 
     def p(

@@ -69,9 +69,9 @@ def train(
     Returns the student with averaged weights, in eval mode, and the history; ``student`` itself is left with
     its last raw weights. Errors: TypeError for what is no source, ValueError for one of another shape.
     :class:`~dkdm_lab.system.budget.Stopped` on SIGINT, SIGTERM or SIGHUP, once all is saved; a second signal
-    stops at once. :class:`~dkdm_lab.system.budget.OutOfTime`, saved too, after the step in which a budget ends.
-    FloatingPointError for a loss that is not finite, or an L_simple above :data:`LOSS_LIMIT`. RuntimeError
-    where another process trains in ``checkpoint``. For a checkpoint that cannot be used see
+    stops at once. :class:`~dkdm_lab.system.budget.OutOfTime`, saved too, after the step in which a budget
+    ends. FloatingPointError for a loss that is not finite, or an L_simple above :data:`LOSS_LIMIT`.
+    RuntimeError where another process trains in ``checkpoint``. For a checkpoint that cannot be used see
     :meth:`~dkdm_lab.system.checkpoint.Checkpoints.newest`.
     """
     check_source(source)
@@ -166,8 +166,7 @@ class _Training:
     def averaged(self, share: bool = False) -> Denoiser:
         """A copy of the student with the averaged weights, in eval mode. share: on every rank."""
         network = type(self.student.network).from_config(self.student.network.config)
-        copy = Denoiser(network, self.student.diffusion, self.student.prediction, self.student.variance)
-        copy = copy.to(self.accelerator.device)
+        copy = self.student.around(network).to(self.accelerator.device)
         copy.load_state_dict(self.student.state_dict())  # buffers too
         if self.ema is not None:
             self.ema.copy_to(copy.parameters())

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from dkdm_lab import cli, networks
+from dkdm_lab.data.images import to_uint8
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.networks import Denoiser
 from dkdm_lab.sources import Conditions
@@ -90,6 +91,7 @@ def test_readmes_command(tmp_path):
     torch.manual_seed(0)
     save_teacher(tmp_path / "models" / "digits-teacher")
     command = "distill models/digits-teacher --student x0.5 --iterations 30 --batch-size 8 --out my-student"
+    command += " --force"  # its weights are random
     done = subprocess.run(
         [sys.executable, "-m", "dkdm_lab", *command.split()],
         cwd=tmp_path,
@@ -103,8 +105,9 @@ def test_readmes_command(tmp_path):
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
-    said, where = done.stdout.splitlines()
+    *recognised, said, where = done.stdout.splitlines()
     assert where == "my-student"
+    assert [line.split(":")[0] for line in recognised] == ["network", "predicts", "process", "conditions"]
     teacher, student = (
         DDPMPipeline.from_pretrained(tmp_path / name) for name in ("models/digits-teacher", "my-student")
     )
@@ -142,7 +145,7 @@ def test_the_sheet_holds_what_both_draw_from_the_same_noise(run, teacher, tmp_pa
     assert n == 2
     for name, denoiser in (("teacher", teacher.denoiser), ("student", student)):
         x = teacher.diffusion.sample(denoiser, n, steps, seed=SETTINGS.seed + 2)
-        assert torch.equal(rows[name], distillation.to_uint8(x))
+        assert torch.equal(rows[name], to_uint8(x))
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "from the same noise, column by column, in 10 steps; not selected" in card
     for picture in ("loss.png", "samples.png"):
@@ -187,7 +190,7 @@ def test_both_rows_have_the_same_conditions_and_guidance():
         ("loss.png", (figures, "losses")),
         ("samples.png", (distillation, "samples_of")),
         ("the teacher's other parts", (Pipeline, "write_other_parts")),
-        ("README.md", (distillation, "_card")),
+        ("README.md", (distillation, "card_of")),
         ("metrics", (distillation, "compare")),
     ],
 )
@@ -314,6 +317,7 @@ def test_what_cannot_end_well_is_refused_before_it_begins(
     monkeypatch.setattr("dkdm_lab.metrics.inception.load_state_dict_from_url", fail)
     untouched()
     command = ["distill", str(tmp_path / "teacher"), "--student", "x0.5", "--out", str(tmp_path / "out")]
+    command.append("--force")
     assert cli.main([*command, *options]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -377,3 +381,39 @@ def test_a_student_is_saved_with_the_process_of_a_teacher_that_was_read(schedule
     # The betas pass through diffusers' float32.
     np.testing.assert_allclose(student.diffusion.betas, process.betas, rtol=1e-5)
     assert (student.diffusion.clip, student.diffusion.variance) == (process.clip, process.variance)
+
+
+# -- where the student is written -----------------------------------------------------------------------
+
+
+def test_the_student_may_be_written_into_the_folder_one_is_in(teacher, tmp_path, monkeypatch):
+    """Which cannot be renamed, as a container's volume cannot."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("os.rename", fail)
+    distill(teacher, SETTINGS, ".", progress=False)
+    assert names(tmp_path / "here") == sorted([*LEFT, "scheduler", "unet"])
+    with pytest.raises(ValueError, match="this distillation is finished"):
+        distill(teacher, SETTINGS, ".", progress=False)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_killed_while_the_student_is_put_in_place(at, run, teacher, tmp_path, monkeypatch):
+    """At each entry of it: the same call ends with the same weights, and leaves no litter."""
+    whole = distill(teacher, SETTINGS, tmp_path / "whole", progress=False, samples=0).state_dict()
+    replace, seen = os.replace, []
+
+    def kill(source, target):
+        if ".new" in str(source):
+            seen.append(target)
+            if len(seen) == at + 1:
+                raise SystemExit  # nothing of ours answers it
+        return replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", kill)
+        with pytest.raises(SystemExit):
+            run(samples=0, checkpoint_every=15)
+    assert len(seen) == at + 1
+    assert all(torch.equal(value, whole[key]) for key, value in run(samples=0).state_dict().items())
+    assert names(tmp_path / "out") == sorted({*LEFT, "scheduler", "unet"} - {"samples.png"})

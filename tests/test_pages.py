@@ -62,7 +62,10 @@ def test_locked_installs_the_lock():
     recipe = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "$(if $(LOCKED),--constraint requirements.lock)" in recipe
     binder = (ROOT / "binder" / "requirements.txt").read_text(encoding="utf-8")
-    assert "requirements.lock" in binder and (ROOT / "binder" / "runtime.txt").read_text() == "python-3.11\n"
+    assert (
+        "requirements.lock" in binder
+        and (ROOT / "binder" / "runtime.txt").read_text(encoding="utf-8") == "python-3.11\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["test", "pages"])

@@ -27,7 +27,8 @@ from dkdm_lab import cli
 from dkdm_lab.networks import NETWORKS, Denoiser
 from dkdm_lab.teachers import distill as distillation
 from dkdm_lab.teachers.distill import Distillation, distill
-from dkdm_lab.teachers.pipelines import Pipeline, decode, encode, scaled
+from dkdm_lab.teachers.pipelines import Pipeline, decode, encode
+from dkdm_lab.teachers.students import scaled
 
 T = 20
 GOLDEN = Path(__file__).parent / "golden"
@@ -220,6 +221,7 @@ def made(tmp_path):
         prompts, options = KINDS[kind](folder)
         (teacher,) = tmp_path.glob("teacher*")
         sizes = ["--iterations", "4", "--batch-size", "4", "--rho", "0.1", "--stride", "2", "--ema", "0.5"]
+        sizes.append("--force")  # its weights are random
         return teacher, ["distill", str(teacher), "--out", str(tmp_path / "out"), *sizes, *prompts, *options]
 
     return make

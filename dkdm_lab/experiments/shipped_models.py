@@ -57,7 +57,7 @@ def fingerprint(name: str) -> str:
 def publish(run, folder: str | Path) -> Path:
     """Write the model of a finished run to ``folder``: weights in 16 bits, card and manifest. The folder
     appears whole or not at all; ValueError where it holds anything already, or the run is not finished."""
-    from dkdm_lab.networks.folders import ddpm_scheduler
+    from dkdm_lab.networks.schedulers import ddpm_scheduler
     from dkdm_lab.teachers.pipelines import Pipeline
 
     folder = Path(folder)

@@ -1,120 +1,284 @@
-"""Model folders in diffusers' layout: found, checked, read."""
+"""Folders of diffusers' models: found, looked through before anything in them is trusted, read.
+
+Two layouts exist: a folder for each part of a pipeline, and the first one of all, with the configuration of
+the network, that of the scheduler and the weights side by side.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import contextlib
+import math
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
-from diffusers import (
-    DDPMScheduler,
-)
-from huggingface_hub import snapshot_download
+import torch
+from diffusers.utils import logging
+from huggingface_hub import list_repo_files, snapshot_download
+from safetensors import safe_open
 from torch import nn
+from torch.nn.modules import module as hooks
 
-from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.networks.schedulers import read_json
 from dkdm_lab.system.files import sha256
-
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
 def find_folder(path: str | Path) -> Path:
     """A folder here, or what a Hub id names, fetched into the Hub's cache."""
     local = Path(path)
-    if local.suffix in (".pt", ".pth", ".ckpt"):
+    if local.suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
         raise ValueError(
             f"{path}: a bare list of weights, not diffusers' folder; read it with load_adm() or load_ldm()"
         )
     if local.exists():
+        if not local.is_dir():
+            raise ValueError(f"{path}: found a file, expected a diffusers model or pipeline folder")
         check(local)
         return local
     try:
-        return Path(snapshot_download(str(path), allow_patterns=_NEEDED, ignore_patterns=_COPIES))
+        copies = COPIES + _again(list_repo_files(str(path)))
+        return Path(snapshot_download(str(path), allow_patterns=NEEDED, ignore_patterns=copies))
     except Exception as error:  # the Hub's client raises many kinds, by cause
         raise FileNotFoundError(
             f"{path}: found neither a folder here nor such a model on the Hub ({error})"
         ) from error
 
 
-# Of a repository on the Hub: not the same weights again at its root, in half precision or for other programs.
-_NEEDED = ["*.json", "*.txt", "*/diffusion_pytorch_model*", "*/model*", "diffusion_pytorch_model*"]
-_NEEDED += ["README.md"]  # the card, for its licence
-_COPIES = ["*.fp16.*", "*.non_ema.*", "*.msgpack", "*.onnx*"]
+# Of a repository on the Hub: the parts of a pipeline and its tokenizers, never a program, and not the same
+# weights again at its root, in half precision, as pickles beside safetensors, or for other programs.
+NEEDED = ["*.json", "*.txt", "README.md"]
+NEEDED += ["diffusion_pytorch_model*", "*/diffusion_pytorch_model*", "*/model*", "*/pytorch_model*"]
+NEEDED += ["*/spiece.model", "*/tokenizer.model"]
+COPIES = ["*.py", "*.fp16.*", "*.fp16-*", "*.bf16.*", "*.non_ema.*", "*.ema.*", "*.msgpack", "*.onnx*"]
+COPIES += ["*.ckpt", "*.h5", "*.pb", "*flax*", "*openvino*"]
 
 
-def read_model(folder: Path, classes: Mapping[str, type]) -> nn.Module:
-    """The model of a diffusers folder, one of ``classes`` by the names that config.json may give.
+def _again(files: list[str]) -> list[str]:
+    """The pickles of a repository whose folders have the same weights as safetensors."""
+    plain = re.compile(r"model(-\d+-of-\d+)?\.safetensors$")
+    safe = {name.rpartition("/")[0] for name in files if plain.search(name)}
+    return [name for name in files if ".bin" in name and name.rpartition("/")[0] in safe]
+
+
+def part_of(folder: Path, names: tuple[str, ...], file: str) -> Path | None:
+    """Where a part of a pipeline lies: in a folder of one of ``names``, or, as ``file`` says, flat."""
+    for name in names:
+        if (folder / name).is_dir():
+            return folder / name
+    return folder if (folder / file).is_file() else None
+
+
+def look_through(part: Path, folder: Path) -> None:
+    """ValueError where an entry of ``part`` is no file or folder of ``folder`` itself: a symbolic link that
+    leaves it or leads nowhere, a pipe, a device. The links of the Hub's cache, to its own blobs, are fine."""
+    inside = [folder.resolve()]
+    if folder.parent.name == "snapshots":
+        inside.append(folder.parents[1].resolve())
+    for entry in (part, *part.iterdir()):
+        try:
+            target = entry.resolve(strict=True)
+            mode = target.stat().st_mode
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{entry}: found a link that leads nowhere, expected a file") from error
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise ValueError(f"{entry}: found a pipe or a device, expected a file")
+        if not any(target.is_relative_to(place) for place in inside):
+            raise ValueError(
+                f"{entry}: found a link that leaves {folder}, expected a file in it; copy it there"
+            )
+
+
+# -- weights ------------------------------------------------------------------------------------------
+
+_WEIGHTS = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(\.(?P<a>[a-z]\w*))?(?P<shard>-\d+-of-\d+)?"
+    r"(\.(?P<b>(?!safetensors|bin)[a-z]\w*))?\.(?P<form>safetensors|bin)(?P<index>\.index(\.(?P<c>\w+))?\.json)?"
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The files of one model's weights. variant: as "fp16", None for the plain ones."""
+
+    files: tuple[Path, ...]
+    variant: str | None
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many numbers and how many tensors they hold, at most."""
+        numbers = tensors = 0
+        for file in self.files:
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt") as opened:
+                    shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]
+                numbers += sum(map(math.prod, shapes))
+                tensors += len(shapes)
+            elif file.suffix == ".bin":
+                numbers += file.stat().st_size
+                tensors += file.stat().st_size // 64  # a pickle's entry takes more
+        return numbers, tensors
+
+
+def weights_of(part: Path, variant: str | None = None) -> Weights:
+    """The weights of a model: plain ones where there are some, else those of the only variant; safetensors
+    before pickles. ValueError where there are none, or several variants to choose from."""
+    found: dict[str | None, dict[str, list[Path]]] = {}
+    for file in sorted(part.iterdir()):
+        if match := _WEIGHTS.fullmatch(file.name):
+            kind = next(filter(None, (match["a"], match["b"], match["c"])), None)
+            found.setdefault(kind, {}).setdefault(match["form"], []).append(file)
+    variants = sorted(filter(None, found))
+    if variant is not None and variant not in found:
+        raise ValueError(
+            f"{part}: found no weights of variant {variant!r}, expected one of {variants or 'none'}"
+        )
+    if variant is None and None not in found:
+        if len(variants) != 1:
+            raise ValueError(
+                f"{part}: found weights in the variants {', '.join(variants)}, expected --variant to name one"
+                if variants
+                else f"{part}: found no weights, expected *model.safetensors or *model.bin"
+            )
+        variant = variants[0]
+    forms = found[variant]
+    return Weights(tuple(forms.get("safetensors") or forms["bin"]), variant)
+
+
+_MOST_NUMBER, _MOST_ENTRIES = 10**7, 1000
+
+
+def plausible(file: Path, config: dict) -> None:
+    """ValueError for numbers that no network has, before one is built from them."""
+
+    def look(name: str, value) -> None:
+        if isinstance(value, int | float) and abs(value) > _MOST_NUMBER and "max_length" not in name:
+            raise ValueError(f"{file}: found {name} = {value!r}, expected at most {_MOST_NUMBER:,}")
+        if isinstance(value, list | dict):
+            if len(value) > _MOST_ENTRIES:
+                raise ValueError(f"{file}: found {len(value):,} entries of {name}, expected a few")
+            for each in value.values() if isinstance(value, dict) else value:
+                look(name, each)
+
+    for name, value in config.items():
+        look(name, value)
+    size, patch = config.get("sample_size"), config.get("patch_size")
+    if isinstance(size, int) and isinstance(patch, int) and patch > 0:
+        widths = (config.get(name) for name in ("num_attention_heads", "attention_head_dim"))
+        width = math.prod(value if isinstance(value, int) else 1 for value in widths)
+        if (size // patch) ** 2 * width > 2**27:  # of positions, which are worked out, not read
+            raise ValueError(
+                f"{file}: found positions of {size} x {size} in patches of {patch}, expected fewer"
+            )
+
+
+def build_within(build, weights: Weights, file: Path) -> None:
+    """Build a network on the meta device, where it takes no memory, and stop as soon as it is larger than its
+    weights: ValueError. build: makes the network."""
+    numbers, tensors = weights.counts
+    most = {"numbers": 2 * numbers + 10**6, "tensors": 4 * tensors + 1000, "modules": 50 * tensors + 10_000}
+    seen = dict.fromkeys(most, 0)
+
+    class TooLarge(Exception):
+        pass
+
+    def note(**more: int) -> None:
+        for name, count in more.items():
+            seen[name] += count
+            if seen[name] > most[name]:
+                raise TooLarge
+
+    def parameter(_module, _name, value):
+        note(numbers=0 if value is None else value.numel(), tensors=1)
+
+    handles = (
+        hooks.register_module_parameter_registration_hook(parameter),
+        hooks.register_module_module_registration_hook(lambda *_: note(modules=1)),
+    )
+    try:
+        with torch.device("meta"):
+            build()
+    except TooLarge as error:
+        raise ValueError(
+            f"{file}: found the configuration of a network that is larger than its weights, "
+            f"{numbers:,} numbers at most; expected one that they fill"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def read_model(folder: Path, classes: Mapping[str, type], variant: str | None = None) -> nn.Module:
+    """The model of a diffusers folder, one of ``classes`` by the names that config.json may give, in float32.
 
     Strict: a weight missing or left over is an error. Weights saved as pickles are read without running
-    what they say.
+    what they say. variant: of the weights, as of :func:`weights_of`. ValueError names the file.
     """
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise ValueError(f"{folder}: found no config.json, expected a diffusers model or pipeline folder")
-    name = json.loads(config_file.read_text(encoding="utf-8")).get("_class_name")
-    if name not in classes:
+    config = read_json(config_file)
+    name = config.get("_class_name")
+    if not isinstance(name, str) or name not in classes:
         raise ValueError(f"{config_file}: found network class {name!r}, expected one of {sorted(classes)}")
+    if "quantization_config" in config:
+        raise ValueError(f"{config_file}: found quantised weights, expected them in 16 or 32 bits")
+    plausible(config_file, config)
+    weights = weights_of(folder, variant)
+    shards_within(weights)
     try:
-        model, info = classes[name].from_pretrained(folder, output_loading_info=True, low_cpu_mem_usage=False)
+        with quiet():
+            build_within(lambda: classes[name].from_config(config), weights, config_file)
+            model, info = classes[name].from_pretrained(
+                folder,
+                output_loading_info=True,
+                low_cpu_mem_usage=False,
+                local_files_only=True,
+                variant=weights.variant,
+                use_safetensors="safetensors" in weights.files[0].name,
+            )
+    except ValueError as error:
+        if str(error).startswith(str(folder)):  # ours
+            raise
+        raise ValueError(f"{folder}: the checkpoint cannot be read ({_short(error)})") from error
     except Exception as error:  # diffusers raises many kinds here; one clear kind leaves
-        raise ValueError(f"{folder}: the checkpoint cannot be read ({error})") from error
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
-    if wrong := {kind: keys for kind, keys in info.items() if keys and kind in kinds}:
+        raise ValueError(f"{folder}: the checkpoint cannot be read ({_short(error)})") from error
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    if wrong := {kind: list(keys)[:5] for kind, keys in info.items() if keys and kind in kinds}:
         raise ValueError(f"{folder}: weights and config.json do not agree: {wrong}")
-    return model
+    return nn.Module.float(model)
 
 
-def read_scheduler(folder: Path):
-    """The scheduler of a pipeline, by its own class; ValueError for one that is no Gaussian diffusion in
-    discrete steps, or that predicts or clips what the book has no terms for."""
-    file = folder / "scheduler_config.json"
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No chatter of diffusers beside what is said here of the same."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
     try:
-        name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
-        scheduler = getattr(diffusers, str(name)).from_pretrained(folder)
-    except Exception as error:
-        raise ValueError(f"{file}: the scheduler cannot be read ({error})") from error
-    if not hasattr(scheduler, "betas"):
-        raise ValueError(f"{file}: found {name}, expected a scheduler with betas (DDPM, DDIM, PNDM, ...)")
-    found = scheduler.config.get("prediction_type", "epsilon")
-    if found not in PREDICTIONS:
-        raise ValueError(f"{file}: found prediction_type {found!r}, expected one of {PREDICTIONS}")
-    if scheduler.config.get("thresholding"):
-        raise ValueError(f"{file}: found thresholding, expected clip_sample or none")
-    return scheduler
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
-def diffusion_of(scheduler) -> GaussianDiffusion:
-    """The process that a diffusers scheduler was configured for: its betas, clipping and fixed variance."""
-    config = scheduler.config
-    large = str(config.get("variance_type")).startswith("fixed_large")
-    return GaussianDiffusion(
-        scheduler.betas.double().numpy(),
-        clip=config.get("clip_sample", False) and config.get("clip_sample_range", 1.0),
-        schedule=config.get("beta_schedule", "custom"),
-        variance="large" if large else "small",
-    )
+def shards_within(weights: Weights) -> None:
+    """ValueError where an index of weights names a file outside its folder, or one that is not there."""
+    names = {file.name for file in weights.files}
+    for file in weights.files:
+        if file.suffix == ".json":
+            shards = read_json(file).get("weight_map")
+            if not isinstance(shards, dict) or not {str(shard) for shard in shards.values()} <= names:
+                raise ValueError(
+                    f"{file}: found shards that are not in its folder, expected {len(names) - 1} of them"
+                )
 
 
-def ddpm_scheduler(diffusion: GaussianDiffusion, learned_variance: bool) -> DDPMScheduler:
-    """The diffusers scheduler that agrees with ``diffusion``; its tables are float32."""
-    names = {"cosine": "squaredcos_cap_v2", "linear": "linear", "scaled_linear": "scaled_linear"}
-    names |= {
-        name: name for name in names.values()
-    }  # diffusers' own, of a process that was read from a folder
-    if diffusion.schedule not in names:
-        raise ValueError(f"schedule: found {diffusion.schedule!r}, expected one of {sorted(names)}")
-    return DDPMScheduler(
-        num_train_timesteps=diffusion.T,
-        beta_schedule=names[diffusion.schedule],
-        beta_start=float(diffusion.betas[0]),  # the cosine has no use for either
-        beta_end=float(diffusion.betas[-1]),
-        variance_type="learned_range" if learned_variance else f"fixed_{diffusion.variance}",
-        timestep_spacing="linspace",
-        clip_sample=bool(diffusion.clip),
-        clip_sample_range=float(diffusion.clip or 1),
-    )
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
+
+# -- models that this project published ---------------------------------------------------------------
 
 MANIFEST = "training.json"
 
@@ -130,7 +294,7 @@ def check(folder: Path) -> None:
         if found != expected:
             what = "nothing" if found is None else f"weights with SHA-256 {found[:12]}"
             raise ValueError(
-                f"{file}: found {what}, expected {expected[:12]}: the model is damaged; "
+                f"{file}: found {what}, expected {str(expected)[:12]}: the model is damaged; "
                 f"`git checkout -- book/models` restores one of the book's"
             )
 
@@ -138,7 +302,7 @@ def check(folder: Path) -> None:
 def _manifest(folder: Path) -> dict:
     file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = read_json(file)
         if not isinstance(manifest["sha256"], dict):
             raise TypeError("sha256")
         return manifest

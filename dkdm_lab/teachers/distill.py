@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import json
 import math
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCardData
-from huggingface_hub.repocard import metadata_load
 from torch import Tensor
 
-from dkdm_lab.data.images import to_uint8
-from dkdm_lab.metrics.scores import require, score
-from dkdm_lab.networks.classifier_free_guidance import Guided
+from dkdm_lab.metrics.scores import require
 from dkdm_lab.networks.denoiser import Denoiser
+from dkdm_lab.networks.schedulers import read_json
 from dkdm_lab.pools import DynamicPool
 from dkdm_lab.sources import Conditions
 from dkdm_lab.system import budget, distributed, figures
 from dkdm_lab.system.files import added, alone, explained, tidy, whole, write_json
 from dkdm_lab.system.provenance import device, provenance
 from dkdm_lab.system.settings import CountOrNone, Scored, accept, kind
+from dkdm_lab.teachers.cards import card as card_of
 from dkdm_lab.teachers.distillation import Distillation
 from dkdm_lab.teachers.pipelines import Pipeline
+from dkdm_lab.teachers.samples import compare, samples_of, sheet_size
 from dkdm_lab.training import train
 
 # Settings that came later than the first distillations, and what those were made with.
-_LATER = {"stride": 1, "mixed_precision": "no"}
+_LATER = {"stride": 1, "mixed_precision": "no", "init": "random"}
 
 
 def distill(
@@ -65,13 +65,18 @@ def distill(
     """
     if evaluate:
         accept("evaluate", kind(Scored), evaluate)
-    accept("samples", kind(CountOrNone), samples)
-    if settings.lr is None:
-        settings = dataclasses.replace(settings, lr=_learning_rate(settings.iterations))
+    for name, value in (("samples", samples), ("checkpoint_every", checkpoint_every)):
+        accept(name, kind(CountOrNone), value)
+    settings = dataclasses.replace(
+        settings,
+        lr=_learning_rate(settings.iterations) if settings.lr is None else settings.lr,
+        batch_size=default_batch_size(teacher) if settings.batch_size is None else settings.batch_size,
+    )
     out = Path(out)
     file = out / "distillation.json"
     tidy(out)
-    found = _begun(out, settings, teacher)
+    decided = content(teacher, conditions)
+    found = _begun(out, settings, teacher, decided)
     main = distributed.rank() == 0
     if evaluate and main:
         require("inception", evaluate)
@@ -84,6 +89,7 @@ def distill(
 
     torch.manual_seed(settings.seed)
     student = teacher.student(settings.student).to(device())
+    begun = _begin_as(student, teacher.denoiser) if settings.init == "teacher" else ""
     stride = max(1, teacher.diffusion.T // 10) if settings.stride is None else settings.stride
     pool = DynamicPool(
         teacher.diffusion,
@@ -100,9 +106,12 @@ def distill(
     )
     if compile is not None:
         pool.compile_teacher(compile)
+    teacher.denoiser.at_once = pool.batch_size  # in the warm-up too, which asks for many more
+    pool.fill = functools.partial(pool.fill, progress=progress and main)
     if main:
-        report(_summary(teacher, student, pool))
-        write_json(file, {"settings": dataclasses.asdict(settings)}, "choose another place for the student")
+        report(_summary(teacher, student, pool) + begun)
+        record = {"settings": dataclasses.asdict(settings), "content": decided}
+        write_json(file, record, "choose another place for the student")
     else:  # the same first weights, but not the same dropout
         torch.manual_seed(distributed.rank_seed(settings.seed))
     averaged, history = train(
@@ -124,6 +133,7 @@ def distill(
         return averaged
     found = {
         "settings": dataclasses.asdict(settings),
+        "content": decided,
         "result": {
             "simple": history.simple[-1],
             "vlb": history.vlb[-1],
@@ -144,22 +154,76 @@ def distill(
     return averaged
 
 
+def finished(out: str | Path) -> bool:
+    """Whether a distillation in ``out`` has its student."""
+    file = Path(out) / "distillation.json"
+    return file.is_file() and "result" in read_json(file)
+
+
 def _learning_rate(iterations: int) -> float:
     return round(1e-4 * min(10.0, max(1.0, 10_000 / iterations)), 6)
+
+
+def default_batch_size(teacher: Pipeline) -> int:
+    """Table 6's 128 for teachers of up to 100M parameters, half of it for each doubling beyond: 16 for Stable
+    Diffusion 1.5, 4 for SDXL. A rule of thumb, for what fits depends on the device."""
+    doublings = max(0.0, math.log2(teacher.denoiser.parameter_count / 1e8))
+    return max(1, 128 >> math.ceil(doublings - 0.01))
+
+
+def content(teacher: Pipeline, conditions: Conditions | None) -> dict[str, str | None]:
+    """What decides a distillation beside its settings, as SHA-256s: the teacher's weights, the levels of its
+    process, the prompts or labels, and the null label."""
+    names = None if conditions is None else conditions.names
+    values = None if conditions is None else conditions.values
+    labels = values is not None and values.ndim == 1 and conditions.null is not None
+    return {
+        "the teacher's weights": _sha256(teacher.denoiser.network.state_dict()),
+        "the teacher's schedule": _sha256({"betas": torch.from_numpy(teacher.diffusion.betas)}),
+        "prompts or labels": hashlib.sha256(json.dumps(names).encode()).hexdigest()
+        if names is not None
+        else _sha256({} if values is None else {"values": values}),
+        "null class": str(int(conditions.null)) if labels else None,
+    }
+
+
+def _sha256(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _begin_as(student: Denoiser, teacher: Denoiser) -> str:
+    """Give a student its teacher's weights wherever it has one of the same name and shape; says how many."""
+    theirs, own = teacher.network.state_dict(), student.network.state_dict()
+    fitting = {
+        key: theirs[key] for key, value in own.items() if key in theirs and theirs[key].shape == value.shape
+    }
+    if not fitting:
+        raise ValueError(
+            "init: found no weight of the student that its teacher has in the same name and shape, "
+            "expected a student of the same widths, as depth0.5"
+        )
+    student.network.load_state_dict({**own, **fitting})
+    return f"; {len(fitting)} of the student's {len(own)} tensors begin as its teacher's"
 
 
 # What belongs to a student beside its weights and its losses, in the order in which it is made.
 _PARTS = ("the teacher's other parts", "loss.png", "samples.png", "README.md")
 
 
-def _begun(out: Path, settings: Distillation, teacher: Pipeline) -> dict:
+def _begun(out: Path, settings: Distillation, teacher: Pipeline, decided: dict) -> dict:
     """What ``out`` holds of this distillation, if anything; ValueError where it holds something else."""
     file = out / "distillation.json"
     if not file.is_file():
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"{out}: found other files there, expected an empty or a new folder")
         return {}
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_json(file)
+    if not isinstance(found.get("settings"), dict):
+        raise ValueError(f"{file}: found no settings, expected those of a distillation; move {out} away")
     # What moves had before they had a variance of their own.
     variance = "stretched" if teacher.denoiser.learns_variance else teacher.diffusion.variance
     begun = {**_LATER, "variance": variance, **found["settings"]}
@@ -168,6 +232,12 @@ def _begun(out: Path, settings: Distillation, teacher: Pipeline) -> dict:
             raise ValueError(
                 f"{out}: this distillation was begun with {key} = {begun.get(key)!r}, "
                 f"expected {value!r}; move the folder away to begin anew"
+            )
+    for what, expected in decided.items():  # older ones have no content
+        if found.get("content", decided).get(what) != expected:
+            raise ValueError(
+                f"{out}: this distillation was begun with another content of {what}, expected that of then; "
+                "move the folder away to begin anew"
             )
     return found
 
@@ -232,11 +302,13 @@ def _complete(
             result["samples"]["prompts"] = [conditions.names[index] for index in chosen.tolist()]
 
     def metrics() -> None:
-        result["metrics"] = compare(teacher, student, evaluate, conditions, settings.seed)
+        result["metrics"] = compare(
+            teacher, student, evaluate, conditions, settings.seed, max(8, 2 * settings.batch_size)
+        )
 
     def card() -> None:
         with whole(out / "README.md") as scratch:
-            scratch.write_text(_card(settings, result, conditions, teacher, out), encoding="utf-8")
+            scratch.write_text(card_of(settings, result, conditions, teacher, out), encoding="utf-8")
 
     made_by = dict(zip(_PARTS, (other_parts, loss, sheet, card), strict=True)) | {"metrics": metrics}
     failed: dict[str, Exception] = {}
@@ -287,176 +359,3 @@ def _summary(teacher: Pipeline, student: Denoiser, pool: DynamicPool) -> str:
         f"teacher: {theirs:,} parameters; student: {own:,} ({own / theirs:.0%}); pool: {pool.size:,} samples "
         f"of {shape}, {megabytes:,.1f} MB, filled by about {guided * pool.size:,} evaluations of the teacher"
     )
-
-
-def sheet_size(teacher: Pipeline, evaluations: int, guidance: float = 1.0, most: int = 8) -> tuple[int, int]:
-    """How many columns and sampling steps a sheet can have for a tenth of the ``evaluations`` of its teacher
-    that a training took, guided ones counted twice; at most ``most`` columns of 50 steps, at least two of 10.
-    """
-    allowed = evaluations // (10 if guidance == 1 else 20)
-    steps = min(50, teacher.diffusion.T, max(10, allowed // most))
-    return min(most, max(2, allowed // steps)), steps
-
-
-def samples_of(
-    denoisers: Mapping[str, Denoiser],
-    pipeline: Pipeline,
-    n: int,
-    steps: int,
-    conditions: tuple[Conditions, Tensor] | None = None,
-    guidance: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 32,
-) -> dict[str, Tensor]:
-    """What each denoiser makes of the same noise: ``{name: uint8 images [n, C, H, W]}``, drawn in ``steps``
-    and decoded as those of ``pipeline``. conditions: what there is, and ``[n]`` int64, which of it each
-    sample has."""
-    rows, given = {}, None
-    for name, denoiser in denoisers.items():
-        if conditions is not None:
-            given = conditions[0][conditions[1]].cpu()
-            if guidance != 1:
-                denoiser = Guided(denoiser, guidance, conditions[0].null)
-        x = pipeline.diffusion.sample(
-            denoiser,
-            n,
-            steps,
-            condition=given,
-            batch_size=batch_size,
-            seed=seed + 2,
-            device=device(),
-            callback=budget.between_steps,
-        )
-        rows[name] = to_uint8(pipeline.decode(x, batch_size))
-    return rows
-
-
-def compare(
-    teacher: Pipeline, student: Denoiser, n: int, conditions: Conditions | None = None, seed: int = 0
-) -> dict:
-    """FID' of a student: its ``n`` images against as many of its teacher's, in 50 steps, by Inception."""
-    steps = min(50, teacher.diffusion.T)
-    condition = None if conditions is None else conditions[torch.arange(n) % len(conditions)].cpu()
-    images = [
-        to_uint8(
-            teacher.decode(
-                teacher.diffusion.sample(
-                    denoiser,
-                    n,
-                    steps,
-                    condition=condition,
-                    seed=seed + number,
-                    device=device(),
-                    callback=budget.between_steps,
-                )
-            )
-        )
-        for number, denoiser in enumerate((student, teacher.denoiser), 2)
-    ]
-    found = score(*images, metrics=("FID",))
-    return {"FID'": found["FID"], "N": n, "steps": steps}
-
-
-def _card(
-    settings: Distillation, result: dict, conditions: Conditions | None, teacher: Pipeline, out: Path
-) -> str:
-    """The model card, as the Hub shows it."""
-    fid, metrics = "not measured", result.get("metrics")
-    unknown = ["FID, precision and recall against real images, for no data set was at hand."]
-    if metrics:
-        fid = format(metrics["FID'"], ".2f")
-        unknown.append(
-            f"FID' compares {metrics['N']:,} of its images, drawn in {metrics['steps']} steps, with as many "
-            "of its teacher's, not with real ones."
-        )
-    else:
-        unknown.append("How near its samples come to its teacher's (FID'), which the losses do not say.")
-    unknown.append("What its teacher should not have learned, as biases or images known by heart.")
-    open_questions = "\n".join(f"- {what}" for what in unknown)
-    smaller = result["parameters"] / result["teacher_parameters"]
-    guided = f", guided by {settings.guidance:g} on their way" if settings.guidance != 1 else ""
-    strides = f", strides of {result['stride']} steps" if result["stride"] != 1 else ""
-    drawn = "" if conditions is None else f", each under one of {len(conditions):,} conditions{guided}"
-    metadata, licence = _metadata(teacher)
-    return f"""---
-{metadata}
----
-
-# Distilled from {settings.teacher}
-
-A student of {result["parameters"]:,} parameters ({smaller:.0%} of its teacher's), trained by data-free
-knowledge distillation for diffusion models (DKDM, Xiang et al., CVPR 2025). **No data set was used**: what it
-learned from are noisy samples that its teacher denoised, drawn from noise{drawn}.
-{_pictures(settings, result, out)}
-| | |
-|---|---|
-| teacher | {settings.teacher} |
-| student | {settings.student} |
-| method | dynamic iterative distillation (Algorithm 1), rho = {settings.rho:g}{strides} |
-| iterations | {settings.iterations:,} of batch size {settings.batch_size} |
-| learning rate, EMA | {settings.lr:g}, {settings.ema:g} |
-| teacher evaluations | {result["teacher_evaluations"]:,} |
-| L'_simple at the end | {result["simple"]:.3g} |
-| L'_vlb at the end, bits per dimension | {result["vlb"]:.3g} |
-| FID' | {fid} |
-| seed | {settings.seed} |
-
-The losses compare the student with its teacher on the teacher's own noisy samples. They are no FID.
-
-## What was not evaluated
-
-{open_questions}
-
-## Licence
-
-{licence}
-"""
-
-
-def _pictures(settings: Distillation, result: dict, out: Path) -> str:
-    """The part of the card that shows samples and losses, as far as they could be made."""
-    text = ""
-    if (shown := result.get("samples")) and (out / "samples.png").is_file():
-        guided = f" and guidance {settings.guidance:g}" if settings.guidance != 1 else ""
-        text += f"""
-![Samples of the teacher in one row and of the student in the other](samples.png)
-
-Teacher and student from the same noise, column by column, in {shown["steps"]} steps{guided}; not selected.
-"""
-        if prompts := shown.get("prompts"):
-            text += (
-                "\n"
-                + "\n".join(f"{n}. {' '.join(prompt.split())}" for n, prompt in enumerate(prompts, 1))
-                + "\n"
-            )
-    if (out / "loss.png").is_file():
-        text += """
-![The losses over the iterations](loss.png)
-"""
-    return text
-
-
-def _metadata(teacher: Pipeline) -> tuple[str, str]:
-    """The head of a card, in YAML, and what to say of the licence, which is the teacher's own."""
-    theirs = {}
-    if teacher.folder is not None and (teacher.folder / "README.md").is_file():
-        try:
-            theirs = metadata_load(teacher.folder / "README.md") or {}
-        except Exception:  # somebody else's file; the licence counts as not named
-            theirs = {}
-    kept = {key: theirs[key] for key in ("license", "license_name", "license_link") if theirs.get(key)}
-    licence = (
-        f"The teacher's card gives its licence as `{kept.get('license_name') or kept['license']}`, which "
-        "holds for this student as far as it holds for what is made from its teacher."
-        if "license" in kept
-        else "The teacher names none that could be read. Ask its makers before you pass this student on."
-    )
-    data = {"library_name": "diffusers", "tags": ["diffusion", "distillation", "data-free", "dkdm"], **kept}
-    # The Hub's cache names a folder by the model's id; where other folders are published nobody can say.
-    parts = [] if teacher.folder is None else teacher.folder.parts
-    if ids := [match for part in parts if (match := re.fullmatch(r"models--(.+?)--(.+)", part))]:
-        data["base_model"] = "/".join(ids[-1].groups())
-    tags = {None: "unconditional-image-generation", "text": "text-to-image"}  # the Hub has none for classes
-    if teacher.denoiser.condition in tags:
-        data["pipeline_tag"] = tags[teacher.denoiser.condition]
-    return ModelCardData(**data).to_yaml(), licence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from dkdm_lab.system.settings import (
     Average,
@@ -35,7 +35,11 @@ class Distillation:
         str, "a network's name, as cnn-14m; x0.5, the teacher's own at half its width; or a config.json"
     ]
     iterations: Annotated[Count, "of the student's training"] = 10_000
-    batch_size: Annotated[Count, "samples per iteration, of all processes together"] = 128
+    batch_size: Annotated[
+        Count | None,
+        "samples per iteration, of all processes together; None: 128 for teachers of up to 100M parameters, "
+        "half of it for each doubling beyond",
+    ] = None
     rho: Annotated[float, Range(0, 1000, above=True), "the pool's size in T batches; the paper's is 0.4"] = (
         0.04
     )
@@ -55,6 +59,11 @@ class Distillation:
     ema: Annotated[Average, "rate of the student's averaged weights"] = 0.9999
     mixed_precision: Annotated[MixedPrecision, "of the training"] = "no"
     guidance: Annotated[Guidance, "of the teacher while the pool moves; 1 for none"] = 1.0
+    init: Annotated[
+        Literal["random", "teacher"],
+        "teacher: begin with its weights wherever the student has one of the same name and shape, as fewer "
+        "blocks of the same width do (BK-SDM, Kim et al. 2023)",
+    ] = "random"
     seed: Annotated[Seed, "of the student's first weights and the pool"] = 0
 
     def __post_init__(self):

@@ -7,30 +7,46 @@ pool of a latent model holds latents: only what is to be looked at is decoded.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
 import torch
-import transformers
-from diffusers import AutoencoderKL, UNet2DModel, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, UNet2DModel, VQModel
 from torch import Tensor, nn
 
 from dkdm_lab.data.images import to_model
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.networks.denoiser import NETWORK_CLASSES, Denoiser, as_saved
-from dkdm_lab.networks.folders import ddpm_scheduler, find_folder, read_model, read_scheduler
-from dkdm_lab.networks.registry import NETWORKS
+from dkdm_lab.networks.denoiser import Denoiser, as_saved
+from dkdm_lab.networks.folders import find_folder, look_through, part_of, read_model
+from dkdm_lab.networks.schedulers import ddpm_scheduler, read_scheduler
 from dkdm_lab.sources import Conditions
 from dkdm_lab.system.files import whole_folder
+from dkdm_lab.teachers import text
+from dkdm_lab.teachers.export import copy_parts, read_index
 from dkdm_lab.teachers.single_files import load_adm, load_ldm
+from dkdm_lab.teachers.students import network_of, public
 
-_VAES = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL}
+_VAES = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
 _VAE_PARTS = ("vqvae", "vae")  # where a pipeline keeps it
+# What pipelines give to a network beside noise and words.
+_OUT_OF_REACH = {
+    "Inpaint": "an inpainting pipeline, whose network is given an image too",
+    "Img2Img": "an image-to-image pipeline, a refiner for instance, which begins at an image",
+    "Upscale": "an upscaler, whose network is given an image too",
+    "SuperResolution": "an upscaler, whose network is given an image too",
+    "ControlNet": "a pipeline whose network is given an image too",
+    "Kandinsky": "a decoder of image embeddings, which no prompt gives",
+    "ImageVariation": "a decoder of image embeddings, which no prompt gives",
+    "Video": "a video model", "Animate": "a video model", "Wan": "a video model", "CogVideo": "a video model",
+    "Mochi": "a video model", "LTX": "a video model", "Audio": "an audio model", "Music": "an audio model",
+    "LatentConsistency": "a teacher of few steps, which knows no step from one level to the next",
+    "Consistency": "a teacher of few steps, which knows no step from one level to the next",
+    "ScoreSde": "a process in continuous time",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,34 +76,76 @@ class Pipeline:
         size: int | None = None,
         head_channels: int = 32,
         new_attention_order: bool = True,
+        variant: str | None = None,
+        dtype: str = "float32",
     ) -> Pipeline:
         """Read a pipeline: diffusers' folder, a Hub id, an ADM file (``.pt``) or CompVis' LDM (``.ckpt``).
 
         A file holds weights alone. diffusion: the process of an ADM checkpoint, which it does not tell; the
         authors' are ``GaussianDiffusion.cosine(1000)``. size, head_channels, new_attention_order: as in
-        :func:`load_adm` and :func:`load_ldm`. Errors: as those, and :meth:`Denoiser.from_pretrained`.
+        :func:`load_adm` and :func:`load_ldm`; size and variant of a folder: as in
+        :meth:`Denoiser.from_pretrained`. dtype: in which the denoiser computes. Errors: as those; ValueError
+        for what is out of reach.
         """
-        suffix = Path(path).suffix
-        if suffix == ".ckpt":
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype: found {dtype!r}, expected float32, bfloat16 or float16")
+        if Path(path).suffix in (".ckpt", ".pt", ".pth"):
+            found = cls._from_file(Path(path), diffusion, size, head_channels, new_attention_order)
+        else:
+            found = cls._from_folder(find_folder(path), size, variant)
+        if dtype != "float32":
+            nn.Module.to(found.denoiser.network, getattr(torch, dtype))
+        return found
+
+    @classmethod
+    def _from_file(cls, path: Path, diffusion, size, head_channels, new_attention_order) -> Pipeline:
+        if path.suffix == ".ckpt":
             denoiser, vae, scheduler = load_ldm(path, size or 64, head_channels)
             return cls(denoiser, scheduler, vae)
-        if suffix in (".pt", ".pth"):
-            diffusion = diffusion or GaussianDiffusion.cosine(1000)
-            denoiser = load_adm(path, size or 32, head_channels, new_attention_order)
-            denoiser.diffusion = diffusion
-            return cls(denoiser, ddpm_scheduler(diffusion, denoiser.learns_variance))
-        folder = find_folder(path)
-        denoiser = Denoiser.from_pretrained(folder)
+        diffusion = diffusion or GaussianDiffusion.cosine(1000)
+        denoiser = load_adm(path, size or 32, head_channels, new_attention_order)
+        denoiser.diffusion = diffusion
+        return cls(denoiser, ddpm_scheduler(diffusion, denoiser.learns_variance))
+
+    @classmethod
+    def _from_folder(cls, folder: Path, size: int | None, variant: str | None) -> Pipeline:
+        index = read_index(folder)
+        name = str(index.get("_class_name"))
+        for word, what in _OUT_OF_REACH.items():
+            if word in name:
+                raise ValueError(
+                    f"{folder / 'model_index.json'}: found {name}, {what}; expected a pipeline that makes "
+                    "images from noise, with labels or prompts or without"
+                )
+        noise = part_of(folder, ("scheduler",), "scheduler_config.json")
+        if noise is None and (folder / "config.json").is_file() | any(
+            (folder / part).is_dir() for part in ("unet", "transformer")
+        ):
+            raise ValueError(f"{folder}: found no scheduler, expected a whole pipeline's folder")
+        denoiser = Denoiser.from_pretrained(folder, variant, size)
         if denoiser.diffusion is None:
             raise ValueError(f"{folder}: found no scheduler, expected a whole pipeline's folder")
+        vae = cls._vae(folder, index, denoiser.channels, variant)
+        return cls(denoiser, denoiser.terms.scheduler or read_scheduler(noise), vae, folder)
+
+    @staticmethod
+    def _vae(folder: Path, index: dict, channels: int, variant: str | None) -> nn.Module | None:
         part = next((folder / name for name in _VAE_PARTS if (folder / name).is_dir()), None)
-        vae = None if part is None else read_model(part, _VAES).eval()
-        if vae is not None and vae.config.latent_channels != denoiser.channels:
+        named = [name for name in _VAE_PARTS if index.get(name, [None, None])[1] is not None]
+        if part is None or (index and not named):
+            if named:
+                raise ValueError(
+                    f"{folder / named[0]}: found nothing there, but model_index.json names a {named[0]}"
+                )
+            return None
+        look_through(part, folder)
+        vae = read_model(part, _VAES, variant).eval()
+        if vae.config.latent_channels != channels:
             raise ValueError(
                 f"{folder}: found latents of {vae.config.latent_channels} channels, but the denoiser "
-                f"takes {denoiser.channels}"
+                f"takes {channels}"
             )
-        return cls(denoiser, read_scheduler(folder / "scheduler"), vae, folder)
+        return vae
 
     def to(self, device: str | torch.device) -> Pipeline:
         """Denoiser and VAE moved to a device."""
@@ -113,27 +171,24 @@ class Pipeline:
         labels = torch.arange(config.num_class_embeds)
         if null is not None and null not in labels:
             raise ValueError(f"null class: found {null}, expected one of the network's {len(labels)} labels")
-        return Conditions(labels[labels != null], None if null is None else torch.tensor(null), dropout)
+        return Conditions(
+            labels if null is None else labels[labels != null],
+            None if null is None else torch.tensor(null),
+            dropout,
+        )
 
-    @torch.no_grad()
-    def prompts(self, prompts: list[str], dropout: float = 0.1) -> Conditions:
-        """Embeddings of prompts by the pipeline's own text encoder, each computed once; null: that of ""."""
+    def prompts(
+        self, prompts: list[str], dropout: float = 0.1, device: str | torch.device = "cpu"
+    ) -> Conditions:
+        """Embeddings of prompts by the pipeline's own text encoders, each computed once, on a device in
+        batches, and kept on the host; null: that of "". Errors: as of :func:`~dkdm_lab.teachers.text.embed`.
+        """
         if self.denoiser.condition != "text" or self.folder is None:
             raise ValueError(f"prompts: the denoiser takes {self.denoiser.condition or 'no condition'}")
-        index = self._index()
-        tokenizer, encoder = (
-            getattr(transformers, index[part][1]).from_pretrained(self.folder / part)
-            for part in ("tokenizer", "text_encoder")
-        )
-        tokens = tokenizer(
-            [*prompts, ""],
-            padding="max_length",
-            max_length=tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        embedded = torch.cat([encoder.eval()(part)[0] for part in tokens.input_ids.split(64)])
-        return Conditions(embedded[:-1], embedded[-1], dropout, names=prompts)
+        others = {self._part: self.denoiser.network, "scheduler": self.scheduler, "vae": self.vae}
+        found, layout = text.embed(self.folder, self.denoiser, others, prompts, dropout, device)
+        self.denoiser.terms = dataclasses.replace(self.denoiser.terms, layout=layout)
+        return found
 
     # -- students -------------------------------------------------------------------------------------
 
@@ -145,19 +200,21 @@ class Pipeline:
         conditions. ValueError where its samples would have another shape than the teacher's.
         """
         teacher = self.denoiser.network
-        kind, config = _network(which, teacher)
+        kind, config = network_of(which, teacher)
         changes = {"out_channels": self.denoiser.channels * (1 + self.denoiser.learns_variance)}
-        if config.get("sample_size") is None:
-            changes["sample_size"] = teacher.config.sample_size
+        if self.denoiser.family.packed:  # a token's, whose outputs are as its inputs
+            changes = {"out_channels": None}
+        if config.get("sample_size") is None and not self.denoiser.family.packed:
+            changes["sample_size"] = teacher.config.get("sample_size") or self.denoiser.terms.size
         if kind is UNet2DModel and self.denoiser.condition == "class":
             changes["num_class_embeds"] = teacher.config.get("num_class_embeds")
-        network = kind.from_config({**_public(config), **changes})
-        if network.config.in_channels != self.denoiser.channels:
+        network = kind.from_config({**public(config), **changes})
+        if network.config.in_channels != teacher.config.in_channels:
             raise ValueError(
                 f"student {which}: found {network.config.in_channels} channels, but the teacher's samples "
-                f"have {self.denoiser.channels}"
+                f"have {teacher.config.in_channels}"
             )
-        student = Denoiser(network, self.diffusion, self.denoiser.prediction)
+        student = Denoiser(network, self.diffusion, self.denoiser.prediction, terms=self.denoiser.terms)
         if student.shape != self.denoiser.shape:
             raise ValueError(
                 f"student {which}: found samples of {student.shape}, but the teacher's are "
@@ -189,19 +246,16 @@ class Pipeline:
     def write_other_parts(self, folder: Path, student: Denoiser) -> None:
         """What the teacher's pipeline has beside network and scheduler, as its VAE and text encoder, and
         ``model_index.json``, by which diffusers knows the whole. Other files of the teacher's folder, as its
-        card, are not the student's."""
+        card or its optimiser's state, are not the student's."""
         own = {self._part: student.network, "scheduler": self._scheduler(student)}
+        index = read_index(self.folder)
         if self.folder is None:
             index = {"_class_name": "DDPMPipeline" if self.vae is None else "LDMPipeline"}
             if self.vae is not None:
                 self.vae.save_pretrained(folder / "vqvae")
                 index["vqvae"] = ["diffusers", type(self.vae).__name__]
         else:
-            index = self._index()
-            named = index.keys() | set(_VAE_PARTS)
-            for part in self.folder.iterdir():
-                if part.is_dir() and part.name in named - own.keys():
-                    shutil.copytree(part, folder / part.name, ignore=shutil.ignore_patterns(".*"))
+            copy_parts(self.folder, folder, index, set(own), _VAE_PARTS)
         for name, saved in own.items():
             library = type(saved).__module__
             library = "diffusers" if library.startswith("diffusers") else library
@@ -212,11 +266,9 @@ class Pipeline:
     @property
     def _part(self) -> str:
         """Where a pipeline of this kind keeps its network."""
-        return "unet" if self.folder is None or (self.folder / "unet").is_dir() else "transformer"
-
-    def _index(self) -> dict:
-        file = None if self.folder is None else self.folder / "model_index.json"
-        return {} if file is None or not file.is_file() else json.loads(file.read_text(encoding="utf-8"))
+        named = read_index(self.folder)
+        transformer = self.folder is not None and (self.folder / "transformer").is_dir()
+        return "transformer" if transformer or "transformer" in named else "unet"
 
     def _scheduler(self, student: Denoiser) -> diffusers.SchedulerMixin:
         config = dict(self.scheduler.config)
@@ -228,8 +280,11 @@ class Pipeline:
 @torch.no_grad()
 def decode(vae: nn.Module, latents: Tensor, batch_size: int = 32) -> Tensor:
     """Latents as a diffusion model gives them, decoded to images ``[N, C, H, W]`` in [-1, 1], on the CPU."""
-    parts = (latents / vae.config.scaling_factor).split(batch_size)
-    return torch.cat([vae.decode(part.to(vae.device)).sample.cpu() for part in parts])
+    images = []
+    for part in latents.split(batch_size):
+        mean, scale = _latent_terms(vae, part)
+        images.append(vae.decode((part / scale + mean).to(vae.device, vae.dtype)).sample.float().cpu())
+    return torch.cat(images)
 
 
 @torch.no_grad()
@@ -238,74 +293,23 @@ def encode(vae: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
     encoder allows the mean."""
     latents = []
     for part in images.split(batch_size):
-        found = vae.encode(to_model(part).to(vae.device))
-        found = found.latents if isinstance(vae, VQModel) else found.latent_dist.mean
-        latents.append(found.cpu() * vae.config.scaling_factor)
+        found = vae.encode(to_model(part).to(vae.device, vae.dtype))
+        if isinstance(vae, VQModel):
+            found = found.latents
+        else:
+            found = found.latent if isinstance(vae, AutoencoderDC) else found.latent_dist.mean
+        found = found.float().cpu()
+        mean, scale = _latent_terms(vae, found)
+        latents.append((found - mean) * scale)
     return torch.cat(latents)
 
 
-def _network(which: str, teacher: nn.Module) -> tuple[type, dict]:
-    """The class and the configuration that ``which`` names, see :meth:`Pipeline.student`."""
-    if which in NETWORKS:
-        network = NETWORKS[which]()
-        return type(network), dict(network.config)
-    if which.startswith("x"):
-        try:
-            factor = float(which[1:])
-        except ValueError:
-            factor = math.nan
-        if not 0 < factor <= 4:
-            raise ValueError(f"student: found {which!r}, expected a factor in (0, 4], as x0.5")
-        return type(teacher), scaled(dict(teacher.config), factor)
-    file = Path(which)
-    file = file / "config.json" if file.is_dir() else file
-    if not file.is_file():
-        raise ValueError(
-            f"student: found {which!r}, expected a factor as x0.5, a config.json, or one of "
-            f"{', '.join(NETWORKS)}"
-        )
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-        return NETWORK_CLASSES[config["_class_name"]], config
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file}: not the configuration of a network that can be a student ({error!r})"
-        ) from error
-
-
-def read_prompts(file: str | Path) -> list[str]:
-    """The lines of a text file, but for empty ones; ValueError where there are none."""
-    lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ValueError(f"{file}: found no prompts, expected one a line")
-    return prompts
-
-
-def _public(config: dict) -> dict:
-    """Without diffusers' note of which values were defaults, by which it would undo a change of them."""
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-def scaled(config: dict, factor: float) -> dict:
-    """A network's configuration at another width, rounded to what its norms and attention heads divide."""
-    config = _public(config)
-    if "block_out_channels" in config:
-        levels = len(config["block_out_channels"])
-        heads = config.get("num_attention_heads") or config.get("attention_head_dim") or 1
-        heads = heads if isinstance(heads, (list, tuple)) else [heads] * levels
-        groups = config.get("norm_num_groups") or 1
-        config["block_out_channels"] = tuple(
-            unit * max(1, round(width * factor / unit))
-            for width, head in zip(config["block_out_channels"], heads, strict=True)
-            if (unit := math.lcm(groups, head))
-        )
-    elif "num_attention_heads" in config:  # diffusers' DiT
-        config["num_attention_heads"] = max(1, round(config["num_attention_heads"] * factor))
-    elif "num_heads" in config:  # ours
-        width = config["hidden_size"] // config["num_heads"]
-        config["num_heads"] = max(1, round(config["num_heads"] * factor))
-        config["hidden_size"] = width * config["num_heads"]
-    else:
-        config["width"] = max(1, round(config["width"] * factor))
-    return config
+def _latent_terms(vae: nn.Module, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """What is subtracted from a VAE's latents, and what they are then multiplied with, for a diffusion
+    model: a mean and a scale of each channel where the VAE has them, else its shift and its scale."""
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return config.get("shift_factor") or 0.0, config.scaling_factor
+    mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(latents) for value in (mean, std))
+    return mean, config.scaling_factor / std

@@ -14,7 +14,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 
 from dkdm_lab.networks.denoiser import Denoiser
-from dkdm_lab.networks.folders import diffusion_of
+from dkdm_lab.networks.schedulers import diffusion_of
 from dkdm_lab.networks.unet import adm_unet
 
 
