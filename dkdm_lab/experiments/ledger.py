@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import shutil
 import statistics
@@ -15,21 +14,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dkdm_lab.experiments.artifact import ON_THE_WAY, Artifact, read
 from dkdm_lab.experiments.presets import PRESETS
-from dkdm_lab.experiments.runs import METHODS, ON_THE_WAY, Run
+from dkdm_lab.experiments.runs import METHODS, Run
 from dkdm_lab.system.files import whole, write_json
 from dkdm_lab.system.paths import cache_dir, results_dir
 
 
-def enter(run: Run, against_teacher: bool = False) -> Path:
-    """Copy a run's result into the ledger (running it first if need be); the name says what differs
-    from the preset. against_teacher: measure FID' too (Sec. 12); where it was measured it goes along."""
-    file = results_dir() / run.preset.name / f"{run.name}.json"
-    result = run.result()
-    if against_teacher or (run.folder / "against_teacher.json").is_file():
-        result["against_teacher"] = run.against_teacher()
+def enter(artifact: Artifact, against_teacher: bool = False) -> Path:
+    """Copy the result of a run or a part of a study into the ledger (making it first if need be); returns
+    the file, whose name says what differs from the preset or the study. against_teacher: measure FID' of a
+    run too (Sec. 12); where it was measured it goes along."""
+    file, result = artifact.ledger_file, artifact.result()
+    if against_teacher or (artifact.folder / "against_teacher.json").is_file():
+        result["against_teacher"] = artifact.against_teacher()
     write_json(file, result)
-    if (shown := run.folder / "samples.png").is_file():
+    if (shown := artifact.folder / "samples.png").is_file():
         with whole(file.with_suffix(".png")) as copy:
             shutil.copyfile(shown, copy)
     return file
@@ -39,7 +39,7 @@ def enter_finished(preset: str) -> list[Path]:
     """Enter every finished run of a preset that lies in data_cache; returns the files written."""
     entered = []
     for file in sorted((cache_dir() / "runs" / preset).glob("*/result.json")):
-        settings = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        settings = read(file)["settings"]
         changes = {k: v for k, v in settings.items() if k not in ("preset", "method", "seed")}
         entered.append(enter(Run(PRESETS[preset].replace(**changes), settings["method"], settings["seed"])))
     return entered
@@ -49,7 +49,7 @@ def results(preset: str, where: dict | None = None) -> list[dict]:
     """A preset's results, by name: all of them; or those whose settings are the preset's own but for
     ``where``, which may name the method and the seed too."""
     files = sorted((results_dir() / preset).glob("*.json"))
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    found = [read(file) for file in files]
     return found if where is None else [result for result in found if _has(result["settings"], preset, where)]
 
 
@@ -68,14 +68,14 @@ def samples(preset: str, where: dict) -> dict[int, Tensor]:
 
 
 def measured(preset: str) -> list[dict]:
-    """What ``dkdm measure`` found of a preset's speed, one result a seed."""
+    """What ``dkdm measure`` found of a preset's speed, one result per seed."""
     files = sorted((results_dir() / preset / "measured").glob("*.json"))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [read(file) for file in files]
 
 
 def on_gpu(name: str) -> dict:
     """What a GPU measured, from ``book/results/gpu/<name>.json``; its ``note`` says what not to quote."""
-    return json.loads((results_dir() / "gpu" / f"{name}.json").read_text(encoding="utf-8"))
+    return read(results_dir() / "gpu" / f"{name}.json")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Spread:
 
 
 def spread(values: list[float]) -> Spread:
-    """The spread of some values, one a seed."""
+    """The spread of some values, one per seed."""
     return Spread(
         statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values)
     )
