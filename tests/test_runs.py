@@ -243,8 +243,32 @@ def test_a_run_from_before_files_were_written_down_needs_its_model():
     run.result(progress=False)
     (run.folder / "files.json").unlink()
     assert run.status == "finished"
+    (weights_file,) = run.folder.rglob("*.safetensors")
+    weights_file.unlink()  # its configuration stays
+    assert run.status == "not begun"
     shutil.rmtree(run.folder / "model")
     assert run.status == "not begun"
+
+
+@pytest.mark.parametrize("known_files", [True, False])
+def test_what_was_said_of_a_lost_model_does_not_vouch_for_the_next(known_files, monkeypatch):
+    """Wherever the second training is stopped, the first one's result and FID' are not taken for its own."""
+    run = toy("data-based", iterations=2, curve=1, steps=2)
+    run.against_teacher(progress=False)
+    shutil.rmtree(run.folder / "model")
+    if not known_files:
+        (run.folder / "files.json").unlink()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_making, "_finish", killed)  # after the new model is saved
+    with pytest.raises(KeyboardInterrupt):
+        run.result(progress=False)
+    assert (run.folder / "model").is_dir() and run.status != "finished"
+    monkeypatch.undo()
+    run.result(progress=False)
+    assert run.status == "finished" and not (run.folder / "against_teacher.json").exists()
 
 
 def test_the_distance_to_the_teacher_is_measured_against_its_synthetic_set(monkeypatch):

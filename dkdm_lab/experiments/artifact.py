@@ -29,6 +29,7 @@ LATER_SETTINGS = {
 # How often and how a training is scored on its way changes nothing in where it ends.
 ON_THE_WAY = {"curve", "curve_samples"}
 
+_NUMBERS = {".safetensors", ".bin", ".pt", ".npz"}  # files of weights or images
 RESULT, SETTINGS, FILES = "result.json", "settings.json", "files.json"
 
 
@@ -156,8 +157,14 @@ def is_whole(folder: Path, outputs: Iterable[str] = ()) -> bool:
     """Whether an artifact's files are those that were made; of a folder from before files were written down,
     whether they are there."""
     if not (folder / FILES).is_file():
-        return all((folder / name).exists() for name in outputs)
+        return all(_holds_numbers(folder / name) for name in outputs)
     return all(_digest(folder / name) == expected for name, expected in read(folder / FILES).items())
+
+
+def _holds_numbers(place: Path) -> bool:
+    """Whether a file, or a folder's weights, are there: a configuration alone is no model."""
+    files = place.rglob("*") if place.is_dir() else [place]
+    return any(file.is_file() and file.suffix in _NUMBERS for file in files)
 
 
 def _digest(file: Path) -> str | None:

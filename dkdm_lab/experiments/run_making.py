@@ -15,7 +15,8 @@ from dkdm_lab import networks
 from dkdm_lab.data.images import load_labels, mix
 from dkdm_lab.data.sets import judged
 from dkdm_lab.experiments import run_scores
-from dkdm_lab.experiments.artifact import RESULT, SETTINGS, read, record_files
+from dkdm_lab.experiments.artifact import FILES, RESULT, SETTINGS, read, record_files
+from dkdm_lab.experiments.run_scores import AGAINST_TEACHER
 from dkdm_lab.metrics.digits import digits_classifier_hash
 from dkdm_lab.networks.denoiser import Denoiser
 from dkdm_lab.pools import POOLS
@@ -38,6 +39,9 @@ def make(run: Run, progress: bool) -> None:
         with explained(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
             write_json(run.folder / SETTINGS, run.settings)
+            # Of a run whose model was lost: they speak of that model, and would vouch for the next one.
+            for name in (RESULT, FILES, AGAINST_TEACHER):
+                (run.folder / name).unlink(missing_ok=True)
     if run.method == "synthetic":
         _draw_synthetic(run, progress)
     elif run.given:

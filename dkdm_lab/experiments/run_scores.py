@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dkdm_lab.experiments.runs import Run
 
 SHOWN = 24  # samples of each run that are kept to look at
+AGAINST_TEACHER = "against_teacher.json"  # in a run's folder: its FID', once that was measured
 ERROR_IMAGES = 1024  # real images that a student's eps is compared with its teacher's on
 
 
@@ -130,8 +131,8 @@ def teacher_error(run: Run, denoiser: nn.Module) -> dict:
 def against_teacher(run: Run, progress: bool = True) -> dict:
     """FID' and sFID' (Sec. 12): a run's samples against the teacher's own distribution, as its synthetic set
     shows it, not against the data. For the teacher too: there the two differ in their noise and in their
-    number of steps. Computed once and kept in ``against_teacher.json``."""
-    file = run.folder / "against_teacher.json"
+    number of steps. Computed once and kept in :data:`AGAINST_TEACHER`."""
+    file = run.folder / AGAINST_TEACHER
     if not file.is_file():
         data = judged(run.preset.data)
         reference = run.synthetic_run().images(progress)
