@@ -233,6 +233,15 @@ def test_table_3_stands_beside_the_latents_of_digits(book):
     assert "| dynamic | FID | 11.53 | not run | 8.00 |" in beside
 
 
+@pytest.mark.parametrize("place", sorted({number.place for number in NUMBERS}))
+def test_a_table_says_how_many_samples_its_scores_are_of_and_a_time_has_none(place):
+    preset = next(number.preset for number in NUMBERS if number.place == place)
+    head = paper.beside(place, preset, small=["digits"]).split("\n\n")[0]
+    assert head.startswith(f"{place}, {preset}: ")
+    assert ("N = 50,000 at" in head) == (place != "Table 9")
+    assert ("A100" in head) == (place == "Table 9")
+
+
 @pytest.mark.parametrize("preset", paper.LATENTS)
 def test_the_sweep_of_latents_is_table_3(preset):
     runs = [run for run, _ in paper.sweep(PRESETS[preset], (0,)).values()]

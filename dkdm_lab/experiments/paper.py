@@ -75,13 +75,21 @@ def beside(
     columns = (preset, *small)
     rows = [[n.row, n.metric, f"{n.value}", *map(n.cell, columns)] for n in chosen]
     kept = [row for row in rows if metric or set(row[3:]) != {"not run"}]
-    sizes = ", ".join(f"{PRESETS[name].samples:,} at `{name}`" for name in columns)
-    head = (
-        f"{place}, {preset}: the paper's numbers beside the ledger's (N = {sizes}). At the smaller presets "
-        "images, networks and metric are their own: the order can be compared, the values cannot."
-    )
+    head = _about(place, preset, columns, timed=all(n.timed for n in chosen))
     names = ["", "metric", "paper", *[f"ours, `{name}`" for name in columns]]
     return Table.of(names, kept, "ll" + "r" * (len(names) - 2), before=head, after=_folded(rows, kept))
+
+
+def _about(place: str, preset: str, columns: Iterable[str], timed: bool) -> str:
+    """The paragraph above a table of :func:`beside`: what makes ours comparable with the paper's, or not."""
+    start = f"{place}, {preset}: the paper's numbers beside the ledger's"
+    if timed:
+        return f"{start}. The paper's are an A100's: on another machine only their ratio can be compared."
+    sizes = ", ".join(f"{PRESETS[name].samples:,} at `{name}`" for name in columns)
+    return (
+        f"{start} (N = {sizes}). At the smaller presets images, networks and metric are their own: the order "
+        "can be compared, the values cannot."
+    )
 
 
 def verdicts(chapter: str) -> Table:

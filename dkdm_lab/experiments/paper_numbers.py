@@ -26,6 +26,11 @@ class Number:
     # The run: its method and what differs from the preset, which may be networks of the preset's cast.
     where: Callable[[dict], Mapping]
 
+    @property
+    def timed(self) -> bool:
+        """Whether it is a time, which has no samples and is another one on every machine."""
+        return self.metric.startswith("seconds")
+
     def ours(self, preset: str) -> Spread | None:
         """Our number at a preset, over seeds; None where it was not run."""
         if preset not in PRESETS:
