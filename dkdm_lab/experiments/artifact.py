@@ -9,6 +9,7 @@ a folder made with other settings is never reused.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable
@@ -126,6 +127,13 @@ class Artifact(abc.ABC):
                 found = found if file.name == SETTINGS else found["settings"]
                 check_settings(self.folder, self.noun, found, self.settings, "to make it anew")
                 return
+
+
+def set_options(own, here, without: Iterable[str] = ()) -> list[str]:
+    """``--set`` options for the settings in which one preset or study differs from another of its kind."""
+    names = [field.name for field in dataclasses.fields(own) if field.name not in without]
+    changed = {name: getattr(here, name) for name in names if getattr(here, name) != getattr(own, name)}
+    return [f"--set {name}={value!r}" for name, value in changed.items()]
 
 
 def read(file: Path):

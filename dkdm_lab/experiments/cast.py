@@ -88,14 +88,15 @@ def metric_name(metric: str, preset: str) -> str:
 
 
 def fractions_of(preset: str) -> tuple[float, ...]:
+    """The shares of real images that data-limited training is run with at a preset."""
     return CAST.get(preset, {}).get("fractions", FRACTIONS)
 
 
 def as_teacher(cast: dict, method: str) -> dict:
     """A run of Table 11, whose students have the architecture of their teacher."""
-    return (
-        run_of(method) if method == "teacher" else run_of(method, student=cast.get("as teacher", cast["CNN"]))
-    )
+    if method == "teacher":
+        return run_of(method)
+    return run_of(method, student=cast.get("as teacher", cast["CNN"]))
 
 
 def ways(preset: str) -> dict[str, dict]:

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from enum import StrEnum
 
 from dkdm_lab.experiments.cast import PIXELS
 from dkdm_lab.experiments.ledger import Table
+from dkdm_lab.experiments.verdict import Verdict
 
 # For a preset or a study: by how much, as a ratio, a claim holds (below 1) or fails (above), for each seed
 # that has all the results it needs.
 Check = Callable[[str], dict[int, float]]
-
-
-class Verdict(StrEnum):
-    """How a claim or a number came out."""
-
-    REPRODUCED = "reproduced at this scale"
-    UNDECIDED = "undecided"  # the seeds disagree
-    NOT_REPRODUCED = "not reproduced"
-    NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)

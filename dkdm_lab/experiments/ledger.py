@@ -17,6 +17,7 @@ from torch import Tensor
 from dkdm_lab.experiments.artifact import ON_THE_WAY, Artifact, read
 from dkdm_lab.experiments.presets import PRESETS
 from dkdm_lab.experiments.runs import METHODS, Run
+from dkdm_lab.experiments.verdict import Verdict
 from dkdm_lab.system.files import whole, write_json
 from dkdm_lab.system.paths import cache_dir, results_dir
 
@@ -139,7 +140,7 @@ def _has(settings: dict, preset: str, where: dict) -> bool:
 
 def cell(preset: str, metric: str, where: dict) -> str:
     """A metric of one method over the ledger's seeds, as it stands in a table: a spread, or "not run"."""
-    return str(over_seeds(preset, metric, where) or "not run")
+    return str(over_seeds(preset, metric, where) or Verdict.NOT_RUN)
 
 
 class Table(str):
@@ -177,7 +178,7 @@ def table(preset: str, methods: tuple[str, ...] = WAYS, where: dict | None = Non
             cost = mine[0].get("teacher_evaluations", 0)
             rows.append((spreads[0], [method, *map(str, spreads), f"{cost:,}", seeds]))
     if not rows:
-        return Table(f"Ledger, preset `{preset}`: not run.")
+        return Table(f"Ledger, preset `{preset}`: {Verdict.NOT_RUN}.")
     own = PRESETS[preset]
     training = "the same time" if own.equal_time else f"{own.iterations:,} iterations"
     head = (

@@ -32,6 +32,7 @@ from dkdm_lab.experiments.ledger import Table
 from dkdm_lab.experiments.paper_claims import CLAIMS
 from dkdm_lab.experiments.paper_numbers import NUMBERS
 from dkdm_lab.experiments.presets import PRESETS
+from dkdm_lab.experiments.verdict import Verdict
 from dkdm_lab.experiments.wanted import sweep
 from dkdm_lab.system import figures
 
@@ -74,7 +75,7 @@ def beside(
     ]
     columns = (preset, *small)
     rows = [[n.row, n.metric, f"{n.value}", *map(n.cell, columns)] for n in chosen]
-    kept = [row for row in rows if metric or set(row[3:]) != {"not run"}]
+    kept = [row for row in rows if metric or set(row[3:]) != {Verdict.NOT_RUN}]
     head = _about(place, preset, columns, timed=all(n.timed for n in chosen))
     names = ["", "metric", "paper", *[f"ours, `{name}`" for name in columns]]
     return Table.of(names, kept, "ll" + "r" * (len(names) - 2), before=head, after=_folded(rows, kept))
@@ -125,7 +126,7 @@ def numbers(place: str, small: Iterable[str] = ("cifar16", "digits")) -> Table:
     rows = []
     for n in chosen:
         others = [n.cell(preset) if n.preset == chosen[0].preset else "" for preset in small]
-        if n.ours(n.preset) or set(others) - {"", "not run"}:
+        if n.ours(n.preset) or set(others) - {"", Verdict.NOT_RUN}:
             rows.append([n.preset, n.row, n.metric, f"{n.value:g}", n.cell(n.preset), n.verdict, *others])
     names = ["preset", "", "metric", "paper", "ours", "verdict", *[f"`{preset}`" for preset in small]]
     return Table.of(names, rows, "lllrrl" + "r" * (len(names) - 6), after=_folded(chosen, rows))
@@ -147,7 +148,11 @@ def sheet(preset: str, rows: Mapping[str, Mapping] | None = None, seed: int = 0,
     rows = ways(preset) if rows is None else rows
     found = {name: ledger.samples(preset, dict(where)).get(seed) for name, where in rows.items()}
     shown = {name: images[:n] for name, images in found.items() if images is not None}
-    return figures.sample_sheet(shown) if shown else Table(f"Samples at `{preset}`, seed {seed}: not run.")
+    return (
+        figures.sample_sheet(shown)
+        if shown
+        else Table(f"Samples at `{preset}`, seed {seed}: {Verdict.NOT_RUN}.")
+    )
 
 
 def _folded(chosen: list, found: list) -> str:
@@ -171,8 +176,8 @@ def curves(presets: Iterable[str] = ("digits", "cifar16", "cifar10")) -> Table:
                 cells.append("in its chapter")
                 continue
             scores = [ledger.cell(preset, PRESETS[preset].metric + prime, run) for prime in primes]
-            cells.append(" and ".join(scores) if set(scores) != {"not run"} else "not run")
-        if set(cells) != {"not run"}:
+            cells.append(" and ".join(scores) if set(scores) != {Verdict.NOT_RUN} else str(Verdict.NOT_RUN))
+        if set(cells) != {Verdict.NOT_RUN}:
             rows.append([place, what, *cells])
     names = ["figure", "curve", *[f"{PRESETS[p].metric} at its end, `{p}`" for p in presets]]
     return Table.of(names, rows, "ll" + "r" * (len(names) - 2), after=_folded(chosen, rows))

@@ -9,9 +9,9 @@ from functools import partial
 
 from dkdm_lab.experiments import ledger
 from dkdm_lab.experiments.cast import CAST, as_teacher, metric_name, run_of
-from dkdm_lab.experiments.claims import Verdict
 from dkdm_lab.experiments.ledger import Spread
 from dkdm_lab.experiments.presets import PRESETS
+from dkdm_lab.experiments.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ How it is made stands in :mod:`~dkdm_lab.experiments.part_making`.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -20,7 +19,7 @@ from torch import Tensor
 from dkdm_lab.beyond.classifier import Classifier
 from dkdm_lab.beyond.vae import LVAE
 from dkdm_lab.experiments import part_making
-from dkdm_lab.experiments.artifact import Artifact
+from dkdm_lab.experiments.artifact import Artifact, set_options
 from dkdm_lab.experiments.study import STUDIES, Study
 from dkdm_lab.networks.folders import read_model
 from dkdm_lab.system.files import explained, whole_folder
@@ -28,7 +27,7 @@ from dkdm_lab.system.paths import cache_dir, models_dir, results_dir
 from dkdm_lab.system.provenance import device
 from dkdm_lab.teachers.pipelines import Pipeline
 
-# What each part stands on.
+# The parts that each part is made from.
 PARTS = {
     "guide-unseen": (),  # a diffusion model that never saw the teachers' data
     "guide-seen": (),  # one that did, as contrast
@@ -82,7 +81,7 @@ _CLASSIFIER = ("classifier_lr",)
 _TRAINED = ("guide", "guide_iterations", "guide_batch_size", "guide_lr", "guide_ema")
 _SYNTHESIS = (*_SCORED, "images", "steps", "synthesis_batch_size", "prompts", "guidance")
 _FOR_VAE = (*_SYNTHESIS, "reconstruction", "kl", "batch_norm")
-# What decides a part beside what it stands on, by its name or its kind.
+# The settings that decide a part, beside those of the parts it is made from; by its name or its kind.
 _SETTINGS = {
     "guide-unseen": (*_DATA, "unseen", *_TRAINED),
     "guide-seen": (*_DATA, "seen", *_TRAINED),
@@ -184,9 +183,7 @@ class Part(Artifact):
 
     def command(self) -> str:
         """The options of `dkdm study` that make it."""
-        own = STUDIES[self.study.name]
-        changes = {field.name: getattr(self.study, field.name) for field in dataclasses.fields(Study)}
-        others = [f"--set {k}={v!r}" for k, v in changes.items() if v != getattr(own, k)]
+        others = set_options(STUDIES[self.study.name], self.study)
         return " ".join([self.study.name, f"--parts {self.name}", f"--seeds {self.seed}", *others])
 
     # -- what came out --------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from dkdm_lab.data.images import load_images
 from dkdm_lab.data.sets import judged
 from dkdm_lab.data.toy import GaussianMixture
 from dkdm_lab.experiments import costs, run_making, run_scores, shipped_models
-from dkdm_lab.experiments.artifact import ON_THE_WAY, Artifact
+from dkdm_lab.experiments.artifact import ON_THE_WAY, Artifact, set_options
 from dkdm_lab.experiments.costs import cost, curve, operations, operations_per_step
 from dkdm_lab.experiments.presets import PRESETS, Preset
 from dkdm_lab.experiments.run_scores import ERROR_IMAGES, SHOWN
@@ -78,6 +78,18 @@ _OF_METHOD = {
 }
 
 
+def _check_scores(preset: Preset) -> None:
+    """ValueError for scores on the way that cannot be made, or cannot decide an early stop."""
+    if preset.curve < 0 or (preset.early_stop and not preset.curve):
+        least = 1 if preset.early_stop else 0
+        raise ValueError(f"curve: found {preset.curve} scores, expected {least} or more")
+    if preset.early_stop and preset.curve_samples:
+        raise ValueError(
+            f"curve_samples: found {preset.curve_samples} with early_stop, which keeps the best of "
+            "full scores; expected None"
+        )
+
+
 def _deciding(preset: Preset, method: str) -> tuple[str, ...]:
     """The names of the settings that decide a run."""
     plain = {field.name: field.default for field in dataclasses.fields(Preset)}
@@ -110,14 +122,7 @@ class Run(Artifact):
     def __post_init__(self):
         if self.method not in METHODS:
             raise ValueError(f"method: found {self.method!r}, expected one of {', '.join(METHODS)}")
-        if self.preset.curve < 0 or (self.preset.early_stop and not self.preset.curve):
-            least = 1 if self.preset.early_stop else 0
-            raise ValueError(f"curve: found {self.preset.curve} scores, expected {least} or more")
-        if self.preset.early_stop and self.preset.curve_samples:
-            raise ValueError(
-                f"curve_samples: found {self.preset.curve_samples} with early_stop, which keeps the best of "
-                "full scores; expected None"
-            )
+        _check_scores(self.preset)
 
     # -- what it is -----------------------------------------------------------------------------------
 
@@ -167,10 +172,9 @@ class Run(Artifact):
 
     def command(self) -> str:
         """The options of `dkdm train` that make this run."""
-        own, here = PRESETS[self.preset.name], self.preset
-        changes = {f.name: getattr(here, f.name) for f in dataclasses.fields(Preset)}
-        others = [f"--set {k}={v!r}" for k, v in changes.items() if k != "live" and v != getattr(own, k)]
-        return " ".join([f"--preset {here.name}", f"--method {self.method}", f"--seed {self.seed}", *others])
+        others = set_options(PRESETS[self.preset.name], self.preset, without=["live"])
+        named = [f"--preset {self.preset.name}", f"--method {self.method}", f"--seed {self.seed}"]
+        return " ".join([*named, *others])
 
     @property
     def iterations(self) -> int:

@@ -3,6 +3,8 @@ Technology Mandi, 15 May 2025): their numbers beside ours, and their claims."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dkdm_lab.experiments.claims import Check, Claim, verdict_table
 from dkdm_lab.experiments.ledger import Table
 from dkdm_lab.experiments.study import STUDIES
@@ -46,34 +48,29 @@ def beside() -> Table:
     return Table.of(names, rows, "llrrrr")
 
 
-def _ratio(name: str, other: str, metric: str, room: float = 1.0) -> Check:
-    """``name`` has at most ``room`` times the score of ``other``, where less is better."""
+def _compared(name: str, other: str, metric: str, how: Callable[[float, float], float]) -> Check:
+    """A check of two parts by one score of theirs. how: the ratio that decides, from both scores."""
 
     def check(study: str) -> dict[int, float]:
         a, b = (by_seed(study, part, metric) for part in (name, other))
-        return {seed: a[seed] / (room * b[seed]) for seed in sorted(a.keys() & b.keys())}
+        return {seed: how(a[seed], b[seed]) for seed in sorted(a.keys() & b.keys())}
 
     return check
+
+
+def _ratio(name: str, other: str, metric: str, room: float = 1.0) -> Check:
+    """``name`` has at most ``room`` times the score of ``other``, where less is better."""
+    return _compared(name, other, metric, lambda a, b: a / (room * b))
 
 
 def _behind(name: str, other: str, points: float) -> Check:
     """``name`` is right at most so many percentage points less often than ``other``."""
-
-    def check(study: str) -> dict[int, float]:
-        a, b = (by_seed(study, part, "accuracy") for part in (name, other))
-        return {s: 100 * (b[s] - a[s]) / points for s in sorted(a.keys() & b.keys())}
-
-    return check
+    return _compared(name, other, "accuracy", lambda a, b: 100 * (b - a) / points)
 
 
 def _more_often(name: str, other: str) -> Check:
     """``name`` is right more often than ``other``."""
-
-    def check(study: str) -> dict[int, float]:
-        a, b = (by_seed(study, part, "accuracy") for part in (name, other))
-        return {s: b[s] / a[s] for s in sorted(a.keys() & b.keys())}
-
-    return check
+    return _compared(name, other, "accuracy", lambda a, b: b / a)
 
 
 TENTH = 1.1  # "about as good": at most a tenth worse

@@ -8,6 +8,7 @@ from dkdm_lab.experiments.artifact import read
 from dkdm_lab.experiments.ledger import Spread, Table, spread
 from dkdm_lab.experiments.parts import NAMES, Part, ledger_folder
 from dkdm_lab.experiments.study import STUDIES, get
+from dkdm_lab.experiments.verdict import Verdict
 
 
 def entered(study: str, name: str, **changes) -> list[dict]:
@@ -42,7 +43,7 @@ def cell(study: str, name: str, metric: str, **changes) -> str:
     and deviation over all timed passes, of all seeds) are no scores but stand there too."""
     results = entered(study, name, **changes)
     if not results:
-        return "not run"
+        return str(Verdict.NOT_RUN)
     if metric == "parameters":
         return f"{results[0][metric]:,}"
     if metric == "MiB":
