@@ -205,9 +205,26 @@ def test_a_score_that_is_not_finite_never_wins(values, best, monkeypatch):
 def test_a_run_without_a_finite_score_is_refused_a_result(values, early_stop, monkeypatch):
     scores_of(monkeypatch, *values)
     run = toy(early_stop=early_stop)
-    with pytest.raises(FloatingPointError, match=r"found no finite energy-distance at iteration .*diverged"):
+    with pytest.raises(FloatingPointError, match=r"found no finite energy-distance, expected .*diverged"):
         run.result(progress=False)
     assert run.status == "resumable" and not (run.folder / "result.json").exists()
+
+
+@pytest.mark.parametrize("method", ["synthetic", "teacher"])
+def test_what_is_scored_without_a_training_is_refused_a_result_too(method, monkeypatch):
+    monkeypatch.setattr(run_scores, "energy_distance", lambda *_: NAN)
+    with pytest.raises(FloatingPointError, match=rf"toy/{method}.*: found no finite energy-distance"):
+        toy(method).result(progress=False)
+    assert not list(toy(method).folder.glob("result.json"))
+
+
+def test_a_distance_to_the_teacher_that_is_no_number_is_not_kept(monkeypatch):
+    run = toy("synthetic")
+    run.result(progress=False)
+    monkeypatch.setattr(run_scores, "energy_distance", lambda *_: INF)
+    with pytest.raises(FloatingPointError, match="found no finite energy-distance"):
+        toy("teacher").against_teacher(progress=False)
+    assert not list(run.folder.parent.rglob("against_teacher.json"))
 
 
 def gone(file):

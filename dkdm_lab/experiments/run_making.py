@@ -114,8 +114,8 @@ def _draw_synthetic(run: Run, progress: bool) -> None:
             parts.append(torch.from_numpy(np.load(file)["x"]))
         x = torch.cat(parts)
         _save_images(run, run.folder / "images.npz", x)
-        metrics = run_scores.distance(run, x)
-        _finish(run, {"metrics": metrics, "teacher_evaluations": n * p.synthetic_steps}, started)
+        scores = run_scores.reported(run, run_scores.distance(run, x))
+        _finish(run, {**scores, "teacher_evaluations": n * p.synthetic_steps}, started)
 
     distributed.done_by_main(work)
 
@@ -131,7 +131,7 @@ def _score_given(run: Run) -> None:
 
     def work() -> None:
         run_scores.keep_samples(run, model)
-        _finish(run, {"metrics": run_scores.score_model(run, model)}, started)
+        _finish(run, run_scores.reported(run, run_scores.score_model(run, model)), started)
 
     distributed.done_by_main(work)
 

@@ -142,7 +142,7 @@ def against_teacher(run: Run, progress: bool = True) -> dict:
             found = score(*pair, run.preset.features, data.teacher_metrics)
         else:
             found = {data.metric: energy_distance(x, reference), "N": len(x)}
-        write_json(file, found)
+        write_json(file, reported(run, found)["metrics"])
         budget.kept()
     return read(file)
 
@@ -152,18 +152,22 @@ def against_teacher(run: Run, progress: bool = True) -> dict:
 
 def finite(scores: dict) -> dict:
     """Scores as JSON can hold them: None for one that is not finite."""
-    return {name: value if math.isfinite(value) else None for name, value in scores.items()}
+    return {name: None if _is_no_number(value) else value for name, value in scores.items()}
 
 
-def reported(run: Run, point: dict) -> dict:
-    """The scores of a finished run, from a point of its curve. FloatingPointError where the one that decides
+def _is_no_number(value: float | None) -> bool:
+    return value is None or not math.isfinite(value)
+
+
+def reported(run: Run, scores: dict) -> dict:
+    """The scores of a finished run, as its result holds them. FloatingPointError where the one that decides
     is not finite; another one that is not is left out, and named under ``not_finite``."""
-    if point.get(run.preset.metric, 0.0) is None:
+    scores = finite({name: value for name, value in scores.items() if name != "iteration"})
+    if run.preset.metric in scores and scores[run.preset.metric] is None:
         raise FloatingPointError(
-            f"{run.title}: found no finite {run.preset.metric} at iteration {point['iteration']:,}, expected "
-            "samples that can be scored: the training has diverged; give it a lower lr"
+            f"{run.title}: found no finite {run.preset.metric}, expected samples that can be scored: the "
+            "model that drew them has diverged; train it with a lower lr"
         )
-    scores = {name: value for name, value in point.items() if name != "iteration"}
     missing = [name for name, value in scores.items() if value is None]
     found = {"metrics": {name: value for name, value in scores.items() if value is not None}}
     return found | ({"not_finite": missing} if missing else {})
