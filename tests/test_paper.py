@@ -242,6 +242,10 @@ def test_a_table_says_how_many_samples_its_scores_are_of_and_a_time_has_none(pla
     assert ("A100" in head) == (place == "Table 9")
 
 
+def test_a_table_without_rows_speaks_of_no_machine():
+    assert "A100" not in paper.beside("Table 2", "ffhq256", "FID", small=["digits"])
+
+
 @pytest.mark.parametrize("preset", paper.LATENTS)
 def test_the_sweep_of_latents_is_table_3(preset):
     runs = [run for run, _ in paper.sweep(PRESETS[preset], (0,)).values()]

@@ -76,7 +76,7 @@ def beside(
     columns = (preset, *small)
     rows = [[n.row, n.metric, f"{n.value}", *map(n.cell, columns)] for n in chosen]
     kept = [row for row in rows if metric or set(row[3:]) != {Verdict.NOT_RUN}]
-    head = _about(place, preset, columns, timed=all(n.timed for n in chosen))
+    head = _about(place, preset, columns, timed=any(n.timed for n in chosen))
     names = ["", "metric", "paper", *[f"ours, `{name}`" for name in columns]]
     return Table.of(names, kept, "ll" + "r" * (len(names) - 2), before=head, after=_folded(rows, kept))
 
