@@ -14,7 +14,7 @@ import torch
 from dkdm_lab import networks, pools
 from dkdm_lab.cli import main
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.experiments import ledger, paper, presets, runs, sweep
+from dkdm_lab.experiments import costs, ledger, paper, presets, runs, sweep
 from dkdm_lab.experiments.runs import METHODS, Run
 from dkdm_lab.system import budget
 from dkdm_lab.system.budget import CALL_AGAIN, OutOfTime
@@ -289,7 +289,7 @@ def test_the_order_is_the_cheapest_first_after_what_it_stands_on():
     long = Run(preset.replace(iterations=30_000), "data-based")
     free, teacher, based = (Run(preset, method) for method in ("data-free", "teacher", "data-based"))
     order = sweep.in_order(map(sweep.Task, (long, free, teacher, based)))
-    assert [task.run.name for task in order] == [
+    assert [task.artifact.name for task in order] == [
         "data-based-seed0",
         "teacher-seed0",
         "synthetic-seed0",
@@ -302,19 +302,19 @@ def test_of_a_run_under_way_the_rest_counts():
     """By hand: three evaluations of the student a sample and step, and what is drawn for the scores left."""
     run, student = toy("data-based"), networks.flops("toy-student")
     score = 5 * 50 * student
-    assert sweep.remaining(run) == 20 * 16 * 3 * student + 4 * score
+    assert costs.remaining(run) == 20 * 16 * 3 * student + 4 * score
     with budget.budget((5 + 5 + 2) * TICK), pytest.raises(OutOfTime):  # iterations, a score, iterations
         run.result(progress=False)
     assert run.iteration == 7
-    assert sweep.remaining(run) == 13 * 16 * 3 * student + 3 * score
+    assert costs.remaining(run) == 13 * 16 * 3 * student + 3 * score
     run.result(progress=False)
-    assert sweep.remaining(run) == 0
+    assert costs.remaining(run) == 0
 
 
 @pytest.mark.parametrize("preset", ["toy", "digits", "digits-latent", "digits-classes", "cifar16"])
 def test_every_run_of_every_sweep_has_a_cost(preset):
     for run, _ in paper.sweep(presets.get(preset), (0,)).values():
-        assert sweep.remaining(run) > 0 or preset == "toy"
+        assert costs.remaining(run) > 0 or preset == "toy"
 
 
 def test_a_warm_up_is_estimated_as_it_is():
@@ -323,7 +323,7 @@ def test_a_warm_up_is_estimated_as_it_is():
         pool = toy(**changes).source(progress=False)
         assert isinstance(pool, pools.DynamicPool)
         pool.fill()
-        assert sweep._warmup(toy(**changes)) == pytest.approx(pool.evaluations, rel=0.1)
+        assert costs._warmup(toy(**changes)) == pytest.approx(pool.evaluations, rel=0.1)
 
 
 def fill_for(minutes, methods="data-based,dynamic,data-free"):
@@ -407,4 +407,4 @@ def test_the_measure_of_a_step_is_the_ledgers_own():
     result = run.result(progress=False)
     scores = 4 * 5 * 50 * networks.flops("toy-student")
     shutil.rmtree(run.folder)
-    assert sweep.remaining(run) - scores == pytest.approx(runs.cost(result))
+    assert costs.remaining(run) - scores == pytest.approx(runs.cost(result))

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMPipeline
 
 from dkdm_lab.data import load_images, to_model
-from dkdm_lab.experiments import ledger, presets, shipped_models
+from dkdm_lab.experiments import ledger, presets, run_scores, shipped_models
 from dkdm_lab.experiments.runs import SHOWN, Run
 from dkdm_lab.networks import Denoiser, folders
 from dkdm_lab.teachers.pipelines import Pipeline
@@ -161,13 +161,15 @@ def test_a_run_keeps_samples_to_look_at(box, tmp_path, monkeypatch):
     where = {k: v for k, v in {**TINY, **BOXED}.items() if k in run.settings}
     shown = ledger.samples("digits", {"method": "dynamic", **where})
     assert shown.keys() == {0} and shown[0].shape == (SHOWN, 1, 8, 8)
-    assert torch.equal(shown[0], run._samples(run.model())[:SHOWN])  # the first of those that were scored
+    assert torch.equal(
+        shown[0], run_scores.evaluation_samples(run, run.model())[:SHOWN]
+    )  # the first of those that were scored
 
 
 def test_the_error_against_the_teacher_is_none_for_the_teacher_itself(box):
     run = digits("dynamic", **BOXED)
     teacher = run.teacher_run().model()
-    assert run._teacher_error(teacher)["teacher_error"] == [0.0] * 4
+    assert run_scores.teacher_error(run, teacher)["teacher_error"] == [0.0] * 4
 
 
 def test_the_error_against_the_teacher_is_by_quarter_of_the_levels(box):
@@ -179,7 +181,7 @@ def test_the_error_against_the_teacher_is_by_quarter_of_the_levels(box):
         eps, v = teacher(x_t, t)
         return eps + 0.1 * ((t >= 50) & (t < 75)).float().view(-1, 1, 1, 1), v
 
-    found = run._teacher_error(wrong_in_the_third)
+    found = run_scores.teacher_error(run, wrong_in_the_third)
     assert found["teacher_error"] == pytest.approx([0, 0, 0.01, 0], abs=1e-6)
     result = run.result(progress=False)
     assert len(result["teacher_error"]) == 4 and result["teacher_error_images"] == 1024

@@ -326,7 +326,7 @@ def finished(run, monkeypatch):
 def other_settings(run, monkeypatch):
     file = run.folder / "settings.json"
     write_json(file, json.loads(file.read_text(encoding="utf-8")) | {"lr": 0.5})
-    return "the run here was made with lr = 0.5, the pack's with 0.003; move the folder away"
+    return "this run was made with lr = 0.5, expected 0.003; move the folder away to take the pack's"
 
 
 def something_else(run, monkeypatch):

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dkdm_lab.experiments import paper
-from dkdm_lab.experiments.paper import CLAIMS, NUMBERS, VERDICTS, Claim
+from dkdm_lab.experiments.claims import Claim, Verdict
+from dkdm_lab.experiments.paper import CLAIMS, NUMBERS
 from dkdm_lab.experiments.presets import PRESETS
 from dkdm_lab.networks import NETWORKS
 
@@ -75,7 +76,7 @@ def test_every_claim_names_its_chapter():
 def test_a_claim_is_about_pixels_or_about_latents():
     for preset in PRESETS.values():
         latent = bool(preset.autoencoder) or preset.name in ("celebahq256", "ffhq256")
-        about = [claim for claim in CLAIMS if preset.name in claim.presets]
+        about = [claim for claim in CLAIMS if preset.name in claim.about]
         assert all((claim.chapter == "15_latent_space") == latent for claim in about)
 
 
@@ -93,7 +94,7 @@ def test_a_claim_is_about_pixels_or_about_latents():
 def test_a_verdict_counts_seeds(ratios, verdict):
     found = Claim("Fig. 0", "", "", lambda preset: dict(enumerate(ratios))).verdict("digits")
     assert found == verdict
-    assert found.split(" (")[0] in VERDICTS
+    assert found.split(" (")[0] in list(Verdict)
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def book(tmp_path, monkeypatch):
 
 
 def verdict(text, preset="digits"):
-    (claim,) = [claim for claim in CLAIMS if re.search(text, claim.text) and preset in claim.presets]
+    (claim,) = [claim for claim in CLAIMS if re.search(text, claim.text) and preset in claim.about]
     return claim.verdict(preset)
 
 
@@ -230,6 +231,19 @@ def test_table_3_stands_beside_the_latents_of_digits(book):
     assert "ffhq256" not in table and "Not run at any of these presets: 31 of 32 rows." in table
     beside = paper.beside("Table 3", "ffhq256", "FID", small=["digits-latent"])
     assert "| dynamic | FID | 11.53 | not run | 8.00 |" in beside
+
+
+@pytest.mark.parametrize("place", sorted({number.place for number in NUMBERS}))
+def test_a_table_says_how_many_samples_its_scores_are_of_and_a_time_has_none(place):
+    preset = next(number.preset for number in NUMBERS if number.place == place)
+    head = paper.beside(place, preset, small=["digits"]).split("\n\n")[0]
+    assert head.startswith(f"{place}, {preset}: ")
+    assert ("N = 50,000 at" in head) == (place != "Table 9")
+    assert ("A100" in head) == (place == "Table 9")
+
+
+def test_a_table_without_rows_speaks_of_no_machine():
+    assert "A100" not in paper.beside("Table 2", "ffhq256", "FID", small=["digits"])
 
 
 @pytest.mark.parametrize("preset", paper.LATENTS)

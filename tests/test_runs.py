@@ -1,6 +1,7 @@
 """Runs: begun, interrupted, finished; their folders, and what the system may refuse."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from dkdm_lab import networks
 from dkdm_lab.data import MixtureDenoiser
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.experiments import presets, runs
+from dkdm_lab.experiments import presets, run_making, run_scores, runs
 from dkdm_lab.experiments.runs import METHODS, Run
 from dkdm_lab.metrics import energy_distance
 from dkdm_lab.pools import DynamicPool
@@ -41,13 +42,13 @@ import sys, time
 from pathlib import Path
 from dkdm_lab.experiments import presets, runs
 from dkdm_lab.experiments.runs import Run
-execute = Run._execute
+make = Run._make
 def slowly(self, progress):
     with open(sys.argv[1], "a") as log:
         log.write(self.name + "\\n")
     time.sleep(1)  # long enough for the other process to come by
-    execute(self, progress)
-Run._execute = slowly
+    make(self, progress)
+Run._make = slowly
 tiny = dict(batch_size=16, iterations=5, curve=1, steps=5, samples=50)
 Run(presets.get("toy", **tiny), "dynamic").result(progress=False)
 """
@@ -157,11 +158,11 @@ def test_early_stopping_keeps_the_best_point_and_its_model(monkeypatch):
     values = iter([3.0, 1.0, 2.0, 4.0])
     marks = []
 
-    def scored(self, denoiser, last):
+    def scored(run, denoiser, last):
         marks.append(torch.cat([p.detach().flatten() for p in denoiser.parameters()]))
         return {"energy-distance": next(values), "N": 50}
 
-    monkeypatch.setattr(Run, "_score", scored)
+    monkeypatch.setattr(run_scores, "score_model", scored)
     run = toy(early_stop=True)
     result = run.result(progress=False)
     assert (result["metrics"]["energy-distance"], result["of_iteration"]) == (1.0, 10)
@@ -169,12 +170,130 @@ def test_early_stopping_keeps_the_best_point_and_its_model(monkeypatch):
     assert len(result["curve"]) == 4
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+def scores_of(monkeypatch, *values):
+    """Let the evaluations of a training find these scores."""
+    left = iter(values)
+    monkeypatch.setattr(
+        run_scores, "score_model", lambda *_, last: {"energy-distance": next(left), "precision": NAN, "N": 50}
+    )
+
+
+@pytest.mark.parametrize(
+    "values, best",
+    [((NAN, 3.0, 1.0, 2.0), 15), ((2.0, NAN, NAN, NAN), 5), ((INF, NAN, -INF, 4.0), 20)],
+    ids=["first", "all but the first", "infinite"],
+)
+def test_a_score_that_is_not_finite_never_wins(values, best, monkeypatch):
+    scores_of(monkeypatch, *values)
+    run = toy(early_stop=True)
+    result = run.result(progress=False)
+    assert result["of_iteration"] == best
+    assert result["metrics"] == {"energy-distance": values[best // 5 - 1], "N": 50}
+    assert result["not_finite"] == ["precision"]
+    found = [point["energy-distance"] for point in result["curve"]]
+    assert found == [value if abs(value) < INF else None for value in values]
+    text = (run.folder / "result.json").read_text(encoding="utf-8")
+    assert "NaN" not in text and "Infinity" not in text
+    _, drawn = runs.curve(result, "energy-distance")
+    assert [math.isnan(value) for value in drawn] == [value is None for value in found]
+
+
+@pytest.mark.parametrize("values, early_stop", [((NAN,) * 4, True), ((1.0, 1.0, 1.0, NAN), False)])
+def test_a_run_without_a_finite_score_is_refused_a_result(values, early_stop, monkeypatch):
+    scores_of(monkeypatch, *values)
+    run = toy(early_stop=early_stop)
+    with pytest.raises(FloatingPointError, match=r"found no finite energy-distance, expected .*diverged"):
+        run.result(progress=False)
+    assert run.status == "resumable" and not (run.folder / "result.json").exists()
+
+
+@pytest.mark.parametrize("method", ["synthetic", "teacher"])
+def test_what_is_scored_without_a_training_is_refused_a_result_too(method, monkeypatch):
+    monkeypatch.setattr(run_scores, "energy_distance", lambda *_: NAN)
+    with pytest.raises(FloatingPointError, match=rf"toy/{method}.*: found no finite energy-distance"):
+        toy(method).result(progress=False)
+    assert not list(toy(method).folder.glob("result.json"))
+
+
+def test_a_distance_to_the_teacher_that_is_no_number_is_not_kept(monkeypatch):
+    run = toy("synthetic")
+    run.result(progress=False)
+    monkeypatch.setattr(run_scores, "energy_distance", lambda *_: INF)
+    with pytest.raises(FloatingPointError, match="found no finite energy-distance"):
+        toy("teacher").against_teacher(progress=False)
+    assert not list(run.folder.parent.rglob("against_teacher.json"))
+
+
+def gone(file):
+    file.unlink()
+
+
+def one_bit(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def shorter(file):
+    file.write_bytes(file.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("damage", [gone, one_bit, shorter])
+@pytest.mark.parametrize("method, name", [("data-based", "*.safetensors"), ("synthetic", "images.npz")])
+def test_a_finished_run_whose_model_is_gone_or_changed_is_made_anew(method, name, damage):
+    run = toy(method, iterations=2, curve=1, steps=2)
+    before = run.result(progress=False)
+    (file,) = run.folder.rglob(name)
+    content = file.read_bytes()
+    damage(file)
+    assert run.status == "not begun"
+    again = run.result(progress=False)
+    assert {**again, "wall_s": 0} == {**before, "wall_s": 0}
+    assert run.status == "finished" and file.read_bytes() == content
+
+
+def test_a_run_from_before_files_were_written_down_needs_its_model():
+    run = toy("data-based", iterations=2, curve=1, steps=2)
+    run.result(progress=False)
+    (run.folder / "files.json").unlink()
+    assert run.status == "finished"
+    (weights_file,) = run.folder.rglob("*.safetensors")
+    weights_file.unlink()  # its configuration stays
+    assert run.status == "not begun"
+    shutil.rmtree(run.folder / "model")
+    assert run.status == "not begun"
+
+
+@pytest.mark.parametrize("known_files", [True, False])
+def test_what_was_said_of_a_lost_model_does_not_vouch_for_the_next(known_files, monkeypatch):
+    """Wherever the second training is stopped, the first one's result and FID' are not taken for its own."""
+    run = toy("data-based", iterations=2, curve=1, steps=2)
+    run.against_teacher(progress=False)
+    shutil.rmtree(run.folder / "model")
+    if not known_files:
+        (run.folder / "files.json").unlink()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_making, "_finish", killed)  # after the new model is saved
+    with pytest.raises(KeyboardInterrupt):
+        run.result(progress=False)
+    assert (run.folder / "model").is_dir() and run.status != "finished"
+    monkeypatch.undo()
+    run.result(progress=False)
+    assert run.status == "finished" and not (run.folder / "against_teacher.json").exists()
+
+
 def test_the_distance_to_the_teacher_is_measured_against_its_synthetic_set(monkeypatch):
     run = toy()
     found = run.against_teacher(progress=False)
     x = run.diffusion.sample(run.model(progress=False), 50, 50, seed=3)
     assert found["energy-distance"] == energy_distance(x, toy("synthetic").images(progress=False))
-    monkeypatch.setattr(Run, "_samples", None)  # calling it would fail
+    monkeypatch.setattr(run_scores, "evaluation_samples", None)  # calling it would fail
     assert run.against_teacher(progress=False) == found
 
 
@@ -208,7 +327,7 @@ def test_a_result_holds_the_curve_and_the_losses():
 def test_a_finished_run_is_read_and_not_done_again(monkeypatch):
     run = toy()
     result = run.result(progress=False)
-    monkeypatch.setattr(runs, "train", None)  # calling it would fail
+    monkeypatch.setattr(run_making, "train", None)  # calling it would fail
     assert toy().result(progress=False) == result
     assert isinstance(run.model(progress=False), torch.nn.Module)
 
@@ -216,7 +335,8 @@ def test_a_finished_run_is_read_and_not_done_again(monkeypatch):
 def test_a_finished_run_keeps_only_what_is_read_later():
     run = toy()
     run.result(progress=False)
-    assert sorted(p.name for p in run.folder.iterdir()) == ["model", "result.json", "settings.json"]
+    kept = ["files.json", "model", "result.json", "settings.json"]
+    assert sorted(p.name for p in run.folder.iterdir()) == kept
 
 
 def test_the_same_run_gives_the_same_numbers(cache):

@@ -10,9 +10,8 @@ import torch
 from dkdm_lab.beyond.classifier import Classifier
 from dkdm_lab.beyond.vae import LVAE
 from dkdm_lab.cli import main
-from dkdm_lab.experiments import ledger, studies
+from dkdm_lab.experiments import artifact, ledger, part_making, parts, studies, sweep
 from dkdm_lab.experiments.studies import PARTS, SLIDES, STUDIES, Part, by_seed, cell, enter, entered, get
-from dkdm_lab.system import files
 from dkdm_lab.system.files import alone
 from dkdm_lab.system.paths import BOOK, results_dir
 from dkdm_lab.teachers.pipelines import Pipeline
@@ -29,7 +28,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def hardly_timed(monkeypatch):
-    monkeypatch.setattr(studies, "TIMED", 2)
+    monkeypatch.setattr(part_making, "TIMED", 2)
 
 
 def tiny(name, seed=0, **changes):
@@ -121,11 +120,11 @@ def test_every_part_goes_from_not_begun_to_finished():
 
 
 def test_students_begin_alike_and_differ_in_their_images_alone():
-    parts = [tiny(name, lr=0.0) for name in ("vae-noise", "vae-real")]
-    weights = [torch.cat([p.flatten() for p in part.model(False).parameters()]) for part in parts]
+    students = [tiny(name, lr=0.0) for name in ("vae-noise", "vae-real")]
+    weights = [torch.cat([p.flatten() for p in part.model(False).parameters()]) for part in students]
     assert torch.equal(*weights)
-    assert parts[0]._shown(False) is None
-    assert len(parts[1]._shown(False)) == 597
+    assert part_making.shown(students[0], False) is None
+    assert len(part_making.shown(students[1], False)) == 597
 
 
 def test_a_part_that_is_there_is_read(monkeypatch):
@@ -141,7 +140,7 @@ def test_a_part_that_was_stopped_is_made_anew(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(studies, "train_vae", stop)
+        patch.setattr(part_making, "train_vae", stop)
         with pytest.raises(KeyboardInterrupt):
             part.result(progress=False)
         assert part.status == "not begun" and not part.folder.exists()
@@ -155,6 +154,17 @@ def test_a_folder_without_a_result_is_made_anew():
     assert part.status == "not begun"
     part.result(progress=False)
     assert not (part.folder / "model").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"something else"])
+def test_a_part_whose_model_is_gone_or_changed_is_made_anew(content):
+    part = tiny("classifier-teacher")
+    part.result(progress=False)
+    file = part.folder / "classifier.pt"
+    file.unlink() if content is None else file.write_bytes(content)
+    assert part.status == "not begun"
+    assert part.model(progress=False).parameter_count == part.result()["parameters"]
+    assert part.status == "finished"
 
 
 def test_a_part_with_other_settings_is_refused():
@@ -171,7 +181,7 @@ def test_a_part_with_other_settings_is_refused():
 
 
 def test_two_that_ask_at_once_share_one_part(monkeypatch):
-    made, asked, make, hold = [], [], Part._make, files.alone
+    made, asked, make, hold = [], [], Part._make, artifact.alone
     part, both = tiny("classifier-real"), Event()
 
     def noted(folder, wait=True):
@@ -185,7 +195,7 @@ def test_two_that_ask_at_once_share_one_part(monkeypatch):
         assert self.name != part.name or both.wait(60)
         make(self, *arguments)
 
-    monkeypatch.setattr(files, "alone", noted)
+    monkeypatch.setattr(artifact, "alone", noted)
     monkeypatch.setattr(Part, "_make", make_once_both_have_asked)
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda _: part.result(progress=False), range(2)))
@@ -226,6 +236,16 @@ def test_what_is_entered_is_looked_up_by_seed(book):
     assert " ± " in cell("digits", "classifier-teacher", "accuracy", **changes)
     assert cell("digits", "vae-real", "EMD") == "not run"
     assert ledger.results("digits") == []  # studies are no runs
+
+
+def test_a_sweep_makes_parts_with_what_they_need_and_enters_those_that_were_asked_for(book):
+    part = tiny("classifier-real")
+    said = list(sweep.fill([(part, False)], progress=False))
+    assert f"[1/2] {part.need('classifier-teacher').title}: not begun" in said
+    assert f"[2/2] {part.title}: not begun" in said
+    assert [file.name for file in book.rglob("*.json")] == [f"{part.label}.json"]
+    (again,) = sweep.fill([(part, False)], progress=False)
+    assert again.startswith("Finished: 1 of 1 runs are in the ledger, 0 of them")
 
 
 def test_the_ledger_has_every_part_of_the_digits_for_three_seeds():
@@ -294,12 +314,12 @@ def test_every_claim_is_shown_in_its_chapter():
 
 
 def test_a_part_of_the_book_is_not_made_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "models_dir", lambda: tmp_path / "models")
+    monkeypatch.setattr(parts, "models_dir", lambda: tmp_path / "models")
     made = tiny("vae-teacher")
     before = made.publish()
     assert before == tmp_path / "models" / "digits-study" / "seed0" / made.label
     monkeypatch.setenv("DKDM_DATA_CACHE", str(tmp_path / "another"))
-    monkeypatch.setattr(studies, "train_vae", None)  # nobody trains
+    monkeypatch.setattr(part_making, "train_vae", None)  # nobody trains
     again = tiny("vae-teacher")
     assert again.status == "not begun"
     weights = [torch.cat([p.flatten() for p in part.model().parameters()]) for part in (again, made)]
@@ -311,7 +331,7 @@ def test_a_part_of_the_book_is_not_made_again(tmp_path, monkeypatch):
 
 def test_a_part_of_the_book_with_other_settings_is_made(tmp_path, monkeypatch):
     """As after a change of what its study is by default."""
-    monkeypatch.setattr(studies, "models_dir", lambda: tmp_path / "models")
+    monkeypatch.setattr(parts, "models_dir", lambda: tmp_path / "models")
     kept = tiny("classifier-teacher").publish() / "result.json"
     result = json.loads(kept.read_text(encoding="utf-8"))
     result["settings"]["classifier_lr"] = 1.0

@@ -157,7 +157,7 @@ def test_the_measurement_has_an_entry_for_each_student(monkeypatch):
     cost = lambda preset, method: speed.Cost(seconds[method], {}, None, 0)  # noqa: E731
     monkeypatch.setattr(speed, "training_cost", lambda p, m: cost(p, "data-based" if m == "data-free" else m))
     monkeypatch.setattr(speed, "seconds_before", lambda preset, method: before[method])
-    monkeypatch.setattr("dkdm_lab.experiments.runs.provenance", dict)
+    monkeypatch.setattr("dkdm_lab.system.provenance.provenance", dict)
     found = window.equal_time(SHORT, 75.0)["students"]
     assert {name: one["iterations"] for name, one in found.items()} == {
         "dynamic-seed0": 1400,

@@ -14,24 +14,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dkdm_lab.experiments.artifact import ON_THE_WAY, Artifact, read
 from dkdm_lab.experiments.presets import PRESETS
-from dkdm_lab.experiments.runs import METHODS, ON_THE_WAY, Run
-from dkdm_lab.system.files import read_json, whole, write_json
+from dkdm_lab.experiments.runs import METHODS, Run
+from dkdm_lab.experiments.verdict import Verdict
+from dkdm_lab.system.files import whole, write_json
 from dkdm_lab.system.paths import cache_dir, results_dir
 
 # What to do where one of its files cannot be read.
 LEDGER = "`git checkout -- book/results` restores the book's; a result of your own is entered again"
 
 
-def enter(run: Run, against_teacher: bool = False) -> Path:
-    """Copy a run's result into the ledger (running it first if need be); the name says what differs
-    from the preset. against_teacher: measure FID' too (Sec. 12); where it was measured it goes along."""
-    file = results_dir() / run.preset.name / f"{run.name}.json"
-    result = run.result()
-    if against_teacher or (run.folder / "against_teacher.json").is_file():
-        result["against_teacher"] = run.against_teacher()
+def enter(artifact: Artifact, against_teacher: bool = False) -> Path:
+    """Copy the result of a run or a part of a study into the ledger (making it first if need be); returns
+    the file, whose name says what differs from the preset or the study. against_teacher: measure FID' of a
+    run too (Sec. 12); where it was measured it goes along."""
+    file, result = artifact.ledger_file, artifact.result()
+    if against_teacher or (artifact.folder / "against_teacher.json").is_file():
+        result["against_teacher"] = artifact.against_teacher()
     write_json(file, result)
-    if (shown := run.folder / "samples.png").is_file():
+    if (shown := artifact.folder / "samples.png").is_file():
         with whole(file.with_suffix(".png")) as copy:
             shutil.copyfile(shown, copy)
     return file
@@ -41,9 +43,7 @@ def enter_finished(preset: str) -> list[Path]:
     """Enter every finished run of a preset that lies in data_cache; returns the files written."""
     entered = []
     for file in sorted((cache_dir() / "runs" / preset).glob("*/result.json")):
-        settings = read_json(file, "move its folder away, and the run is made anew", ("settings",))[
-            "settings"
-        ]
+        settings = read(file, keys=("settings",))["settings"]
         changes = {k: v for k, v in settings.items() if k not in ("preset", "method", "seed")}
         entered.append(enter(Run(PRESETS[preset].replace(**changes), settings["method"], settings["seed"])))
     return entered
@@ -53,7 +53,7 @@ def results(preset: str, where: dict | None = None) -> list[dict]:
     """A preset's results, by name: all of them; or those whose settings are the preset's own but for
     ``where``, which may name the method and the seed too."""
     files = sorted((results_dir() / preset).glob("*.json"))
-    found = [read_json(file, LEDGER, ("settings", "metrics")) for file in files]
+    found = [read(file, LEDGER, ("settings", "metrics")) for file in files]
     return found if where is None else [result for result in found if _has(result["settings"], preset, where)]
 
 
@@ -72,14 +72,14 @@ def samples(preset: str, where: dict) -> dict[int, Tensor]:
 
 
 def measured(preset: str) -> list[dict]:
-    """What ``dkdm measure`` found of a preset's speed, one result a seed."""
+    """What ``dkdm measure`` found of a preset's speed, one result per seed."""
     files = sorted((results_dir() / preset / "measured").glob("*.json"))
-    return [read_json(file, LEDGER) for file in files]
+    return [read(file, LEDGER) for file in files]
 
 
 def on_gpu(name: str) -> dict:
     """What a GPU measured, from ``book/results/gpu/<name>.json``; its ``note`` says what not to quote."""
-    return read_json(results_dir() / "gpu" / f"{name}.json", LEDGER)
+    return read(results_dir() / "gpu" / f"{name}.json", LEDGER)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Spread:
 
 
 def spread(values: list[float]) -> Spread:
-    """The spread of some values, one a seed."""
+    """The spread of some values, one per seed."""
     return Spread(
         statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan, len(values)
     )
@@ -143,7 +143,7 @@ def _has(settings: dict, preset: str, where: dict) -> bool:
 
 def cell(preset: str, metric: str, where: dict) -> str:
     """A metric of one method over the ledger's seeds, as it stands in a table: a spread, or "not run"."""
-    return str(over_seeds(preset, metric, where) or "not run")
+    return str(over_seeds(preset, metric, where) or Verdict.NOT_RUN)
 
 
 class Table(str):
@@ -181,7 +181,7 @@ def table(preset: str, methods: tuple[str, ...] = WAYS, where: dict | None = Non
             cost = mine[0].get("teacher_evaluations", 0)
             rows.append((spreads[0], [method, *map(str, spreads), f"{cost:,}", seeds]))
     if not rows:
-        return Table(f"Ledger, preset `{preset}`: not run.")
+        return Table(f"Ledger, preset `{preset}`: {Verdict.NOT_RUN}.")
     own = PRESETS[preset]
     training = "the same time" if own.equal_time else f"{own.iterations:,} iterations"
     head = (

@@ -17,12 +17,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from dkdm_lab.data.images import load_images
+from dkdm_lab.data.sets import judged
+from dkdm_lab.experiments.artifact import FILES, RESULT, SETTINGS, check_settings, is_whole, read
 from dkdm_lab.experiments.presets import PRESETS, get
-from dkdm_lab.experiments.runs import METHODS, other_setting
+from dkdm_lab.experiments.runs import METHODS
 from dkdm_lab.metrics.digits import digits_classifier_hash
 from dkdm_lab.metrics.statistics import statistics_file
 from dkdm_lab.system.checkpoint import newest_whole
-from dkdm_lab.system.files import alone, explained, read_json, scratch, sha256, whole_folder
+from dkdm_lab.system.files import alone, explained, scratch, sha256, whole_folder
 from dkdm_lab.system.paths import cache_dir
 
 FORMAT = 1
@@ -50,7 +52,7 @@ def pack(
     with contextlib.ExitStack() as locks:
         folders = {}
         for folder in _run_folders(root, methods):
-            if not (folder / "result.json").is_file():
+            if not _finished(folder):
                 locks.enter_context(alone(folder, wait=False))
             if found := _look(folder):
                 folders[folder.relative_to(root).as_posix()] = found
@@ -128,23 +130,17 @@ def _run_folders(root: Path, methods: Iterable[str] | None) -> list[Path]:
     """Where a preset's runs lie; a name with a path in it, as of a pipeline, lies deeper."""
     files = sorted(root.rglob("settings.json"))
     if methods is not None:
-        files = [file for file in files if read_json(file, _DAMAGED, ("method",))["method"] in methods]
+        files = [file for file in files if read(file, _DAMAGED, ("method",))["method"] in methods]
     folders = [file.parent for file in files]
     return [f for f in folders if not any(part.startswith(".") for part in f.relative_to(root).parts)]
 
 
 def _look(folder: Path) -> dict | None:
     """How far a run is, and what of it must travel; None where nothing was saved yet."""
-    settings = read_json(folder / "settings.json", _DAMAGED)
-    finished, iteration = (folder / "result.json").is_file(), 0
-    names = [
-        "settings.json",
-        "result.json",
-        "against_teacher.json",
-        "curve.json",
-        "images.npz",
-        "samples.png",
-    ]
+    settings = read(folder / SETTINGS, _DAMAGED)
+    finished, iteration = _finished(folder), 0
+    names = [SETTINGS, "against_teacher.json", "curve.json", "images.npz", "samples.png"]
+    names += [RESULT, FILES] if finished else []
     files = [folder / name for name in names] + sorted((folder / "model").rglob("*"))
     if not finished:
         checkpoints = folder / "checkpoints"
@@ -160,6 +156,11 @@ def _look(folder: Path) -> dict | None:
     return about | _hashed(folder, files)
 
 
+def _finished(folder: Path) -> bool:
+    """Whether a run has its result, and its model or its images are those that it made."""
+    return (folder / RESULT).is_file() and is_whole(folder)
+
+
 def _hashed(folder: Path, files) -> dict:
     found = {file.relative_to(folder).as_posix(): file for file in files if file.is_file()}
     return {"files": {name: sha256(found[name]) for name in sorted(found)}}
@@ -168,9 +169,9 @@ def _hashed(folder: Path, files) -> dict:
 def _others(preset, statistics: bool) -> dict[str, str]:
     """What lies beside the runs and decides their scores, or saves hours, with its SHA-256."""
     cache, found = cache_dir(), []
-    if preset.features == "digits" and (cache / CLASSIFIER).is_file():
+    if judged(preset.data).features == "digits" and (cache / CLASSIFIER).is_file():
         found.append(cache / CLASSIFIER)
-    if statistics and preset.data != "toy" and any((cache / "statistics").glob("*.pt")):
+    if statistics and judged(preset.data).of_images and any((cache / "statistics").glob("*.pt")):
         found.append(statistics_file(load_images(preset.data, n=preset.reference_images), preset.features))
     return {file.relative_to(cache).as_posix(): sha256(file) for file in found if file.is_file()}
 
@@ -259,12 +260,8 @@ def _is_to_place(folder: Path, packed: dict) -> bool:
         if _hashed(folder, folder.rglob("*"))["files"] == packed["files"]:
             return False
         raise ValueError(f"{folder}: found other files here than the pack's; {away}")
-    settings = read_json(folder / "settings.json", _DAMAGED)
-    if key := other_setting(settings, packed["settings"]):
-        raise ValueError(
-            f"{folder}: the run here was made with {key} = {settings.get(key)!r}, the pack's with "
-            f"{packed['settings'].get(key)!r}; {away}"
-        )
+    settings = read(folder / SETTINGS, _DAMAGED)
+    check_settings(folder, "run", settings, packed["settings"], "to take the pack's")
     here = _look(folder)
     if here is None:
         return True

@@ -27,7 +27,7 @@ from dkdm_lab.training import train
 
 @dataclass(frozen=True)
 class Cost:
-    """One way of training, measured: seconds an iteration; the share of each part of a step, by name; bytes
+    """One way of training, measured: seconds per iteration; the share of each part of a step, by name; bytes
     at the peak on a GPU (None on a CPU, which keeps no such count); bytes of the source's samples."""
 
     seconds: float
@@ -37,7 +37,7 @@ class Cost:
 
 
 def training_cost(preset: Preset, method: str, iterations: int = 12, repeats: int = 3, seed: int = 0) -> Cost:
-    """Seconds an iteration of a method's training at a preset, the median of ``repeats`` measurements.
+    """Seconds per iteration of a method's training at a preset, the median of ``repeats`` measurements.
 
     The networks are untrained and data-based training gets random images of the right shape: neither
     changes what is computed. The first iterations, where libraries choose their kernels, are left out.
@@ -45,9 +45,8 @@ def training_cost(preset: Preset, method: str, iterations: int = 12, repeats: in
     torch.manual_seed(seed)
     student = networks.build(preset.student).to(device())
     source = training_source(preset, method, student.shape, seed)
-    fill = getattr(source, "fill", None)
-    if fill:
-        fill()
+    if isinstance(source, Pool):
+        source.fill()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     options = {
@@ -107,14 +106,34 @@ def overhead(
     source = training_source(preset, method, student.shape, seed)
     diffusion, precision = preset.diffusion(), preset.mixed_precision
     options = {"lr": preset.lr, "ema": preset.ema, "mixed_precision": precision, "progress": False}
-    teacher = getattr(source, "teacher", None)
+    teacher = source.teacher if isinstance(source, Pool) else None
     for network in filter(None, (student, teacher)):
         network.to(memory_format=memory_format)
         if compile is not None:
             network.compile_network(compile)
+    bare = _bare_parts(preset, student, teacher)
+    begun: float | None = None
+    rows: list[tuple[float, float, float]] = []
+
+    def pause() -> None:
+        nonlocal begun
+        if begun is not None:
+            whole = (_moment() - begun) / iterations
+            rows.append((whole, *bare(iterations)))
+        begun = _moment()
+
+    bare(1)  # where libraries choose their kernels
+    train(student, _Paused(source, iterations, pause), diffusion, WARM + repeats * iterations + 1, **options)
+    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+    return Overhead(*medians, statistics.median(all_of / (a + b) for all_of, a, b in rows))
+
+
+def _bare_parts(preset: Preset, student, teacher) -> Callable[[int], tuple[float, float]]:
+    """A function that measures the bare parts of a step, so many times each: seconds of the teacher's
+    evaluation (0 without one) and of the student's forward, backward, optimiser and average."""
     x = torch.randn(preset.batch_size, *student.shape, device=device())
     t = torch.randint(preset.T, (preset.batch_size,), device=device())
-    kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    kind = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[preset.mixed_precision]
     autocast = torch.autocast(device().type, kind, enabled=kind != torch.float32)
     optimizer = torch.optim.AdamW(student.parameters(), lr=preset.lr, weight_decay=0.0, fused=True)
     average = EMAModel(student.parameters(), decay=preset.ema, foreach=True)
@@ -135,23 +154,10 @@ def overhead(
         average.step(student.parameters())
         torch.clear_autocast_cache()
 
-    begun: float | None = None
-    rows: list[tuple[float, float, float]] = []
-
     def bare(times: int) -> tuple[float, float]:
         return seconds_of(evaluate, times) if teacher else 0.0, seconds_of(descend, times)
 
-    def pause() -> None:
-        nonlocal begun
-        if begun is not None:
-            whole = (_moment() - begun) / iterations
-            rows.append((whole, *bare(iterations)))
-        begun = _moment()
-
-    bare(1)  # where libraries choose their kernels
-    train(student, _Paused(source, iterations, pause), diffusion, WARM + repeats * iterations + 1, **options)
-    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-    return Overhead(*medians, statistics.median(all_of / (a + b) for all_of, a, b in rows))
+    return bare
 
 
 WARM = 4  # iterations before a measurement, in which libraries choose their kernels
@@ -276,4 +282,4 @@ def training_source(preset: Preset, method: str, shape: tuple[int, ...], seed: i
 
 
 def _samples(source) -> list[torch.Tensor]:
-    return [source.x, source.t] if hasattr(source, "x") else [source.data]
+    return [source.x, source.t] if isinstance(source, Pool) else [source.data]

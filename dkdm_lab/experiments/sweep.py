@@ -1,7 +1,8 @@
-"""Filling the ledger: what a preset misses in it, what that costs, and in which order it is made.
+"""Filling the ledger with runs and parts of studies: what it misses, what that costs, and in which order.
 
-The order is the cheapest first; a run that another one stands on goes before it. Costs are floating-point
-operations, those of the training that is still to be done, of the sampling and of the scoring.
+The order is the cheapest first; an artifact that another one stands on goes before it. Costs are
+floating-point operations, those of the training that is still to be done, of the sampling and of the scoring.
+Parts of a study have no costs, and are made in the order in which they are asked for.
 """
 
 from __future__ import annotations
@@ -9,92 +10,43 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from dkdm_lab.experiments import ledger, runs
-from dkdm_lab.experiments.runs import Run, operations_per_step
-from dkdm_lab.pools import POOLS
+from dkdm_lab.experiments import ledger
+from dkdm_lab.experiments.artifact import Artifact, read
+from dkdm_lab.experiments.costs import scoring
 from dkdm_lab.system import budget
-from dkdm_lab.system.files import read_json
-from dkdm_lab.system.paths import results_dir
-
-# FID's Inception, per image: 5.7e9 multiply-adds at 299x299. The digits' classifier does not count beside it.
-INCEPTION = 11.4e9
 
 
 @dataclass(frozen=True)
 class Task:
-    """One thing to make: a run, or, if ``primed``, its FID' against the teacher's distribution (Sec. 12)."""
+    """One thing to make: a run, a part of a study, or, if ``primed``, a run's FID' against the teacher's
+    distribution (Sec. 12)."""
 
-    run: Run
+    artifact: Artifact
     primed: bool = False
 
     def __str__(self) -> str:
-        return f"{self.run.preset.name}/{self.run.name}" + (", FID'" if self.primed else "")
+        return self.artifact.title + (", FID'" if self.primed else "")
 
     def needs(self) -> list[Task]:
         """What it stands on and is not there yet; a teacher that is only read is there."""
-        runs = [self.run, self.run.synthetic_run()] if self.primed else self.run.needs()
-        return [Task(run) for run in runs if run.status != "finished" and not run.given]
+        made = self.artifact
+        needs = [made, made.synthetic_run()] if self.primed else made.needs()
+        return [Task(need) for need in needs if not need.given and need.status != "finished"]
 
     def operations(self) -> float:
         """What is left of it to be computed, without what it needs; 0 for a run that is finished."""
         if self.primed:
-            return _scoring(self.run, self.run.preset.samples)
-        return remaining(self.run)
+            return scoring(self.artifact, self.artifact.preset.samples)
+        return self.artifact.remaining_operations()
 
 
-def remaining(run: Run) -> float:
-    """Floating-point operations that are left of a run: training, sampling and scoring; without the runs that
-    it needs, and without what is done once for many, as the statistics of the real images."""
-    p, done = run.preset, run.iteration
-    if run.status == "finished":
-        return 0.0
-    if run.method == "synthetic":
-        return (p.synthetic_images - done) * p.synthetic_steps * runs.operations(p.teacher) + _judging(
-            run, p.synthetic_images
-        )
-    file = run.folder / "curve.json"
-    scored = read_json(file, "delete it: its scores are lost", kind=list) if done and file.is_file() else []
-    last = scored[-1]["iteration"] if scored else 0
-    points = [point for point in run.callback_at if point > last] if run.iterations else [0]
-    scoring = sum(
-        _scoring(run, p.curve_samples if p.curve_samples and point != run.iterations else p.samples)
-        for point in points
-    )
-    warmup = 0.0
-    if run.method in POOLS and not done:
-        warmup = _warmup(run) * runs.operations(p.teacher)
-    return warmup + (run.iterations - done) * operations_per_step(run.asked) + scoring
-
-
-def _warmup(run: Run) -> float:
-    """Evaluations of the teacher before a pool's first turn, on average."""
-    p = run.preset
-    if run.method == "iterative":
-        return 0.0
-    size = p.batch_size * (round(p.rho * p.T) if run.method == "dynamic" else 1)
-    return size * {"harvest": 1, "respaced": 5, "full": p.T / 2}[p.warmup]
-
-
-def _scoring(run: Run, n: int) -> float:
-    """Drawing and judging ``n`` samples; of a class-conditional model guided ones too."""
-    p = run.preset
-    times, sets = (3, 2) if p.classes else (1, 1)
-    network = runs.operations(p.teacher if run.method in ("teacher", "synthetic") else p.student)
-    return times * n * p.steps * network + sets * _judging(run, n)
-
-
-def _judging(run: Run, n: int) -> float:
-    return n * INCEPTION if run.preset.features == "inception" and run.preset.data != "toy" else 0.0
-
-
-def missing(wanted: Iterable[tuple[Run, bool]]) -> list[Task]:
-    """What the ledger does not have, of runs and whether their FID' is wanted too."""
+def missing(wanted: Iterable[tuple[Artifact, bool]]) -> list[Task]:
+    """What the ledger does not have, of artifacts and whether a run's FID' is wanted too."""
     tasks = []
-    for run, primed in wanted:
-        file = results_dir() / run.preset.name / f"{run.name}.json"
-        found = read_json(file, ledger.LEDGER) if file.is_file() else None
-        tasks += [Task(run)] if found is None else []
-        tasks += [Task(run, primed=True)] if primed and "against_teacher" not in (found or {}) else []
+    for artifact, primed in wanted:
+        found = read(artifact.ledger_file, ledger.LEDGER) if artifact.ledger_file.is_file() else None
+        tasks += [Task(artifact)] if found is None else []
+        tasks += [Task(artifact, primed=True)] if primed and "against_teacher" not in (found or {}) else []
     return tasks
 
 
@@ -126,8 +78,9 @@ def in_order(tasks: Iterable[Task]) -> list[Task]:
     return list(order)
 
 
-def fill(wanted: Iterable[tuple[Run, bool]], progress: bool = True) -> Iterator[str]:
-    """Make what the ledger misses of runs and whether their FID' is wanted too; yields lines to print.
+def fill(wanted: Iterable[tuple[Artifact, bool]], progress: bool = True) -> Iterator[str]:
+    """Make what the ledger misses of runs or parts of a study, and of a run's FID' where that is wanted too;
+    yields lines to print.
 
     Where it is stopped, as by a :func:`~dkdm_lab.system.budget.budget`, it says what is under way and what is
     left before it raises :class:`~dkdm_lab.system.budget.Stopped`.
@@ -136,18 +89,17 @@ def fill(wanted: Iterable[tuple[Run, bool]], progress: bool = True) -> Iterator[
     tasks = missing(wanted)
     order = in_order(tasks)
     todo, before, started = list(order), sum(task.operations() for task in order), budget.now()
-    absent = {task.run for task in tasks}
+    absent = {task.artifact for task in tasks}
 
     def report() -> Iterator[str]:
-        still = {task.run for task in todo if task in tasks}
+        still = {task.artifact for task in todo if task in tasks}
         yield (
             f"Finished: {len(wanted) - len(still)} of {len(wanted)} runs are in the ledger, "
             f"{len(absent) - len(still)} of them from this call."
         )
-        for run in dict.fromkeys(task.run for task in todo):
-            if run.status == "resumable":
-                what = "image" if run.method == "synthetic" else "iteration"
-                yield f"Under way: {Task(run)}, {what} {run.iteration:,} of {run.iterations:,}."
+        for artifact in dict.fromkeys(task.artifact for task in todo):
+            if artifact.status == "resumable":
+                yield f"Under way: {artifact.title}, {artifact.how_far}."
         if todo:
             after, seconds = sum(task.operations() for task in todo), budget.now() - started
             time = "for a time that this call was too short to estimate"
@@ -159,11 +111,11 @@ def fill(wanted: Iterable[tuple[Run, bool]], progress: bool = True) -> Iterator[
         while todo:
             task = todo[0]
             budget.check()
-            yield f"[{len(order) - len(todo) + 1}/{len(order)}] {task}: {task.run.status}"
-            metrics = task.run.result(progress)["metrics"]
+            yield f"[{len(order) - len(todo) + 1}/{len(order)}] {task}: {task.artifact.status}"
+            metrics = task.artifact.result(progress).get("metrics", "made")
             if task.primed:
-                metrics = task.run.against_teacher(progress)
-            entered = f" -> {ledger.enter(task.run).name}" if task in tasks else ""
+                metrics = task.artifact.against_teacher(progress)
+            entered = f" -> {ledger.enter(task.artifact).name}" if task in tasks else ""
             yield f"    {metrics}{entered}"
             todo.pop(0)
     except KeyboardInterrupt:
