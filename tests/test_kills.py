@@ -29,7 +29,7 @@ from dkdm_lab.teachers.pipelines import Pipeline
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(["dkdm_lab.experiments.studies", "dkdm_lab.teachers.distill"])
 
-KILLS = 6  # of each kind
+KILLS = int(os.environ.get("DKDM_KILLS", "6"))  # of each kind; more for a long night
 RUN = {"batch_size": 16, "iterations": 12, "curve": 2, "checkpoint_every": 3, "steps": 3, "samples": 20}
 STUDY = {
     **{"samples": 20, "draws": 1, "guide_iterations": 12, "guide_batch_size": 8, "teacher_width": 4},

@@ -228,7 +228,8 @@ def _read(place: Path) -> dict:
             raise _Damaged(
                 f"{MANIFEST} is damaged: found {key} = {about.get(key)!r}, expected {kind.__name__}"
             )
-    if about["format"] > 1 and about.get("own_sha256") != _own_hash(about):
+    hashed = about["format"] != 1 or "own_sha256" in about
+    if hashed and about.get("own_sha256") != _own_hash(about):
         raise _Damaged(f"{MANIFEST} is not what was written")
     if about["iteration"] != int(place.name):
         raise _Damaged(f"{MANIFEST} is of iteration {about['iteration']}, not of {int(place.name)}")
