@@ -16,7 +16,7 @@ import pytest
 
 from dkdm_lab import cli
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.experiments import presets, runs, speed, studies, sweep
+from dkdm_lab.experiments import part_making, presets, run_making, runs, speed, studies, sweep
 from dkdm_lab.experiments.preset import Preset
 from dkdm_lab.experiments.runs import Run
 from dkdm_lab.experiments.studies import Part, Study
@@ -47,14 +47,16 @@ def invoke(monkeypatch, tmp_path, capsys):
     def never(*arguments, **options):
         raise AssertionError("a training began")
 
-    for module in (runs, distill, studies):
+    for module in (run_making, distill, part_making):
         monkeypatch.setattr(module, "train", never)
     for name in ("train_vae", "train_classifier", "synthesise"):
-        monkeypatch.setattr(studies, name, never)
+        monkeypatch.setattr(part_making, name, never)
     monkeypatch.setattr(runs, "train_autoencoder", never)
     for owner, name in ((Run, "result"), (Part, "result"), (sweep, "fill"), (speed, "measure")):
         monkeypatch.setattr(owner, name, begin)
     monkeypatch.setattr(distill, "distill", begin)
+    monkeypatch.setattr("dkdm_lab.teachers.check.describe", lambda *_, **__: ["what it is", "what it takes"])
+    monkeypatch.setattr(cli, "_asked", lambda *_: None)
     monkeypatch.setattr("dkdm_lab.experiments.shipped_models.publish", begin)
     monkeypatch.setattr("dkdm_lab.experiments.packing.pack", begin)
     monkeypatch.setattr("dkdm_lab.metrics.scores.require", lambda *arguments: None)
@@ -377,7 +379,7 @@ def test_papermills_parameters_are_checked_before_a_chapter_begins(settings, sen
 def test_the_words_of_settings_are_those_that_the_module_knows():
     assert get_args(Storage) == tuple(STORAGES)
     assert get_args(Variance) == VARIANCES
-    assert kinds(Preset)["warmup"].words == WARMUPS
+    assert kinds(Preset)["warmup"].words == tuple(WARMUPS)
     assert kind(Scored).range.low == FEWEST
     for schedule in kinds(Preset)["schedule"].words:
         assert getattr(GaussianDiffusion, schedule)(100).T == 100

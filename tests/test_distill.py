@@ -373,7 +373,7 @@ def test_a_teacher_from_the_hub_is_the_base_model(tmp_path):
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "scaled_linear"])
 def test_a_student_is_saved_with_the_process_of_a_teacher_that_was_read(schedule, tmp_path):
     """As README's Python does: the process has diffusers' names then."""
-    process = getattr(GaussianDiffusion, schedule)(T)
+    process = getattr(GaussianDiffusion, schedule)(100)  # in so few steps as T linear ones end in pure noise
     networks.build("digits-53k").save_pretrained(tmp_path / "teacher", process)
     teacher = Denoiser.from_pretrained(tmp_path / "teacher")
     networks.build("digits-53k").save_pretrained(tmp_path / "student", teacher.diffusion)

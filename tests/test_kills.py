@@ -18,7 +18,7 @@ import torch
 
 from dkdm_lab import networks
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.experiments import presets, studies
+from dkdm_lab.experiments import part_making, presets, studies
 from dkdm_lab.experiments.runs import Run
 from dkdm_lab.experiments.studies import Part
 from dkdm_lab.system.paths import cache_dir
@@ -79,12 +79,12 @@ def child(kind, cache, at, counted):
     """Make one kind in a cache, and be killed at a call; or else leave how many there were."""
     torch.set_num_threads(1)
     os.environ["DKDM_DATA_CACHE"] = str(cache)
-    studies.TIMED = 2
-    train = studies.train_vae, studies.train_classifier, studies.train
-    studies.train_vae, studies.train_classifier = (
+    part_making.TIMED = 2
+    train = part_making.train_vae, part_making.train_classifier, part_making.train
+    part_making.train_vae, part_making.train_classifier = (
         lambda *a, _train=_train, **k: _train(*a, **k, checkpoint_every=3) for _train in train[:2]
     )
-    studies.train = lambda *a, **k: train[2](*a, **k | {"checkpoint_every": 3})
+    part_making.train = lambda *a, **k: train[2](*a, **k | {"checkpoint_every": 3})
     calls = itertools.count(1)
     passed = 0
 

@@ -44,7 +44,7 @@ def quick(trained, monkeypatch):
     """Autoencoders that are there at once; returns for which seeds they were asked."""
     asked = []
 
-    def train(name, images, seed, progress):
+    def train(name, images, seed, progress, checkpoint):
         asked.append((name, len(images), seed))
         return trained
 
@@ -239,7 +239,7 @@ def test_a_synthetic_image_keeps_the_label_it_was_drawn_for(monkeypatch):
 
 def test_guidance_while_the_pool_moves_is_a_setting_of_pools_only():
     assert with_classes("dynamic", guidance=2.0).name.endswith("guidance=2.0")
-    assert with_classes("dynamic", guidance=2.0).source(progress=False).guidance == 2.0
+    assert with_classes("dynamic", guidance=2.0).source(progress=False).guided.guidance == 2.0
     assert "guidance=2.0" not in with_classes("data-free", guidance=2.0).name
     assert "guidance" not in Run(presets.get("digits"), "dynamic").settings
 

@@ -468,5 +468,5 @@ def test_a_student_of_fewer_blocks_begins_as_its_teacher(tmp_path, folder):
     assert student.network.config.layers_per_block == 1
     assert_close(student.network.state_dict()["conv_in.weight"], theirs["conv_in.weight"])
     assert "of the student's" in lines[0]
-    with pytest.raises(ValueError, match="init: found 'vae', expected 'random' or 'teacher'"):
+    with pytest.raises(ValueError, match="init: found 'vae', expected one of random, teacher"):
         distill(teacher, settings(init="vae"), tmp_path / "other", progress=False)

@@ -63,7 +63,7 @@ def test_a_teacher_may_be_published_without_scores(box, tmp_path):
     card = (shipped_models.publish(run, tmp_path / "unscored") / "README.md").read_text(encoding="utf-8")
     assert "Its scores are in the book" in card and "digits-FID" not in card
     for changes in ({"curve": -1}, {"curve": 0, "early_stop": True}):
-        with pytest.raises(ValueError, match=f"curve: found {changes['curve']} scores, expected . or more"):
+        with pytest.raises(ValueError, match=f"curve: found {changes['curve']}, expected"):
             digits(**changes)
 
 
@@ -78,7 +78,7 @@ def test_a_run_not_finished_and_a_folder_in_use_are_refused(box, tmp_path):
 def test_a_model_that_is_missing_is_named(box):
     with pytest.raises(FileNotFoundError, match=r"big-teacher: found no model .* \(small-teacher\)"):
         shipped_models.find("big-teacher")
-    with pytest.raises(FileNotFoundError, match="big-teacher: found no model"):
+    with pytest.raises(ValueError, match=r"pipeline: found 'big-teacher'.*: found no model"):
         digits("dynamic", pipeline="big-teacher").result(progress=False)
 
 
@@ -194,7 +194,7 @@ def test_scores_on_the_way_may_be_cheaper(box):
     assert first.keys() == {"iteration", "digits-FID@10"}
     assert {"digits-FID", "digits-FID@10", "digits-precision", "N"} < last.keys()
     assert digits("dynamic", curve=2, curve_samples=None, **BOXED).name == run.name
-    with pytest.raises(ValueError, match="curve_samples: found 10 with early_stop"):
+    with pytest.raises(ValueError, match="curve_samples: found 10, expected None with early_stop"):
         digits("dynamic", curve_samples=10, early_stop=True)
 
 

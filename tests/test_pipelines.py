@@ -463,7 +463,7 @@ def test_what_is_no_teacher_is_refused(damage, made, tmp_path, capsys, monkeypat
         (
             "ddpm",
             ["--student", "resnet"],
-            "student: found 'resnet', expected a factor as x0.5, a config.json",
+            "student: found 'resnet', expected a factor as x0.5 or depth0.5, a config.json",
         ),
         ("ddpm", ["--student", "x9"], "student: found 'x9', expected a factor in (0, 4], as x0.5"),
         (

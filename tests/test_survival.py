@@ -202,13 +202,13 @@ def test_a_request_within_a_warm_up_is_answered_in_it(number, warmup, tmp_path, 
     pool = POOLS["dynamic"](
         PROCESS, GaussianMixture.ring().denoiser(PROCESS), 16, rho=0.1, warmup=warmup, seed=0
     )
-    asked, move = [], type(pool)._move
+    asked, move = [], type(pool.mover).move
 
-    def moving(*arguments):
+    def moving(*arguments, **options):
         asked.append(signal.raise_signal(number) if not asked else None)
-        return move(*arguments)
+        return move(*arguments, **options)
 
-    monkeypatch.setattr(type(pool), "_move", moving)
+    monkeypatch.setattr(type(pool.mover), "move", moving)
     with pytest.raises(Stopped, match="stopped before the first step; what was saved before stays"):
         trained(pool, tmp_path)
     assert len(asked) == 1 and iterations_in(tmp_path) == []
@@ -216,7 +216,9 @@ def test_a_request_within_a_warm_up_is_answered_in_it(number, warmup, tmp_path, 
 
 def test_a_second_request_within_a_warm_up_stops_at_once(tmp_path, monkeypatch):
     pool = Asks(1)
-    monkeypatch.setattr(pool, "_move", lambda *_: [signal.raise_signal(signal.SIGTERM) for _ in range(2)])
+    monkeypatch.setattr(
+        pool.mover, "move", lambda *_: [signal.raise_signal(signal.SIGTERM) for _ in range(2)]
+    )
     with pytest.raises(Stopped, match="stopped by SIGTERM"):
         trained(pool, tmp_path)
 

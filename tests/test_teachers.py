@@ -8,12 +8,14 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from torch.testing import assert_close
 
-from dkdm_lab.networks import PREDICTIONS, Denoiser
+from dkdm_lab.networks import Denoiser
 from dkdm_lab.pools import IterativePool, ShuffledPool
 from dkdm_lab.training import train
 
 T = 20
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "laplace", "sigmoid")
+# Of processes with betas; flows have schedulers of their own, see test_families.
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 VARIANCES = (
     "fixed_small",
     "fixed_small_log",

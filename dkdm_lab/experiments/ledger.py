@@ -177,7 +177,8 @@ def table(preset: str, methods: tuple[str, ...] = WAYS, where: dict | None = Non
         mine = [r for r in found if r["settings"]["method"] == method]
         if mine:
             seeds = ", ".join(str(r["settings"]["seed"]) for r in mine)
-            spreads = [spread([r["metrics"][m] for r in mine]) for m in metrics]
+            values = [[r["metrics"][m] for r in mine if m in r["metrics"]] for m in metrics]
+            spreads = [spread(each) if each else "not finite" for each in values]
             cost = mine[0].get("teacher_evaluations", 0)
             rows.append((spreads[0], [method, *map(str, spreads), f"{cost:,}", seeds]))
     if not rows:

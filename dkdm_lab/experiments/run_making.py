@@ -112,7 +112,7 @@ def _draw_synthetic(run: Run, progress: bool) -> None:
                 parts.append(torch.from_numpy(np.load(file)["x"]))
         x = torch.cat(parts)
         _save_images(run, run.folder / "images.npz", x)
-        scores = run_scores.reported(run, run_scores.distance(run, x))
+        scores = run_scores.reported(run_scores.distance(run, x))
         _finish(run, {**scores, "teacher_evaluations": n * p.synthetic_steps}, started)
 
     distributed.done_by_main(work)
@@ -129,7 +129,7 @@ def _score_given(run: Run) -> None:
 
     def work() -> None:
         run_scores.keep_samples(run, model)
-        _finish(run, run_scores.reported(run, run_scores.score_model(run, model)), started)
+        _finish(run, run_scores.reported(run_scores.score_model(run, model)), started)
 
     distributed.done_by_main(work)
 
@@ -167,7 +167,7 @@ def _train(run: Run, progress: bool) -> None:
         if distributed.rank() != 0:
             return
         kept = curve.kept
-        scores = run_scores.reported(run, kept)
+        scores = run_scores.reported(kept)
         if p.early_stop:
             averaged = Denoiser.from_pretrained(run.folder / "model").to(device())
         else:

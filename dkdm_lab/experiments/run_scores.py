@@ -142,7 +142,12 @@ def against_teacher(run: Run, progress: bool = True) -> dict:
             found = score(*pair, run.preset.features, data.teacher_metrics)
         else:
             found = {data.metric: energy_distance(x, reference), "N": len(x)}
-        write_json(file, reported(run, found)["metrics"])
+        if _is_no_number(found[data.metric]):
+            raise FloatingPointError(
+                f"{run.title}: found no finite {data.metric} from the teacher's distribution, expected "
+                "samples that can be scored: a model that drew them has diverged"
+            )
+        write_json(file, reported(found)["metrics"])
         budget.kept()
     return read(file, "delete it, and it is measured again")
 
@@ -159,15 +164,10 @@ def _is_no_number(value: float | None) -> bool:
     return value is None or not math.isfinite(value)
 
 
-def reported(run: Run, scores: dict) -> dict:
-    """The scores of a finished run, as its result holds them. FloatingPointError where the one that decides
-    is not finite; another one that is not is left out, and named under ``not_finite``."""
+def reported(scores: dict) -> dict:
+    """The scores of a finished run, as its result holds them: one that is not finite, as of a model that has
+    diverged, is left out and named under ``not_finite``."""
     scores = finite({name: value for name, value in scores.items() if name != "iteration"})
-    if run.preset.metric in scores and scores[run.preset.metric] is None:
-        raise FloatingPointError(
-            f"{run.title}: found no finite {run.preset.metric}, expected samples that can be scored: the "
-            "model that drew them has diverged; train it with a lower lr"
-        )
     missing = [name for name, value in scores.items() if value is None]
     found = {"metrics": {name: value for name, value in scores.items() if value is not None}}
     return found | ({"not_finite": missing} if missing else {})
