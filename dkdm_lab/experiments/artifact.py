@@ -123,7 +123,10 @@ class Artifact(abc.ABC):
 
     def tidy(self) -> None:
         """Remove what a killed process left, and what a finished artifact has no use for."""
-        if distributed.rank() != 0 or not self.folder.is_dir():
+        if distributed.rank() != 0:
+            return
+        tidy(self.folder.parent)  # where a folder that is replaced as a whole is written
+        if not self.folder.is_dir():
             return
         tidy(self.folder)
         if (self.folder / RESULT).is_file():

@@ -188,7 +188,7 @@ def table(preset: str, methods: tuple[str, ...] = WAYS, where: dict | None = Non
     head = (
         f"Ledger, preset `{preset}`: students of {training}, {own.steps} sampling steps, N = {own.samples:,}"
     )
-    best_first = [cells for _, cells in sorted(rows, key=lambda row: row[0].mean)]
+    best_first = [cells for _, cells in sorted(rows, key=lambda row: getattr(row[0], "mean", math.inf))]
     return Table.of(["method", *metrics, "teacher evaluations", "seeds"], best_first, before=head)
 
 
