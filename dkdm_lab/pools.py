@@ -65,10 +65,11 @@ class Pool:
         storage: str = "float32",
         seed: int = 0,
         device: str | torch.device = "cpu",
+        progress: bool = False,
     ):
         _check_options(diffusion.T, warmup, discard, stride)
         self.diffusion, self.batch_size, self.size = diffusion, batch_size, size
-        self.warmup, self.discard, self.stride = warmup, discard, stride
+        self.warmup, self.discard, self.stride, self.progress = warmup, discard, stride, progress
         self.shape, self.device = _shape_of_samples(teacher, shape), torch.device(device)
         self.conditions = None if conditions is None else conditions.to(self.device)
         self._generator = torch.Generator(self.device).manual_seed(seed)
@@ -140,7 +141,7 @@ class Pool:
         return torch.rand((), generator=self._generator, device=self.device)
 
     @torch.no_grad()
-    def fill(self, progress: bool = False) -> None:
+    def fill(self) -> None:
         """Draw the samples and bring them to their levels, once: the shuffle denoise, Algorithm 1, line 1."""
         if self.x is not None:
             return
@@ -151,7 +152,7 @@ class Pool:
             fill_with_noise(self.mover, self.storage)
             self.t = self._top(self.size)
             return
-        with progress_bar(desc=f"{self.warmup} warm-up", unit=" evaluations", show=progress) as bar:
+        with progress_bar(desc=f"{self.warmup} warm-up", unit=" evaluations", show=self.progress) as bar:
             self.t, self.c = WARMUPS[self.warmup](self.mover, self.storage, self.c, bar)
 
     def compile_teacher(self, mode: str) -> None:

@@ -20,7 +20,7 @@ from dkdm_lab.networks.denoiser import Denoiser, at_least_float32
 from dkdm_lab.sources import Source, check_source
 from dkdm_lab.system import budget, distributed
 from dkdm_lab.system.budget import OutOfTime, Stopped
-from dkdm_lab.system.checkpoint import Checkpoint, Checkpoints
+from dkdm_lab.system.checkpoint import Checkpoint, Checkpoints, give_up, leave
 from dkdm_lab.system.files import alone
 from dkdm_lab.system.profile import section
 from dkdm_lab.system.progress import progress_bar
@@ -292,11 +292,7 @@ class _Loop:
             self._refuse(self.training.problem(self.training.means()))
             self.snapshots.write(done, *self.training.dicts())
         if leaving:
-            where = "nothing was saved"
-            if self.snapshots is not None:
-                where = f"saved in {self.snapshots.folder}, the same call goes on from there"
-            why = f"{budget.used_up()}: " if leaving is OutOfTime else ""
-            raise leaving(f"{why}stopped at iteration {done:,} of {self.iterations:,}; {where}")
+            leave(leaving, done, self.iterations, self.snapshots)
         if calling:
             self._call(calling, done)
 
@@ -310,9 +306,7 @@ class _Loop:
 
     def _refuse(self, problem: str | None) -> None:
         if problem:
-            last = None if self.snapshots is None else self.snapshots.last()
-            where = "nothing was saved" if last is None else f"the last good checkpoint is {last}"
-            raise FloatingPointError(f"{problem}; {where}")
+            give_up(problem, self.snapshots)
 
     def _call(self, callback: Callback, done: int) -> None:
         def work() -> None:

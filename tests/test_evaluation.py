@@ -19,6 +19,7 @@ from dkdm_lab.metrics import (
     digits_classifier,
     energy_distance,
     score,
+    statistics,
 )
 from dkdm_lab.metrics.digits import _train_classifier
 from dkdm_lab.system.paths import cache_dir
@@ -122,6 +123,20 @@ def test_another_reference_is_never_taken_from_the_cache(digits):
 
 
 @pytest.mark.usefixtures("yardstick")
+def test_images_kept_for_a_reference_are_looked_at_once(digits, monkeypatch):
+    first, second = digits[:300], digits[300:700]
+    score(first, digits, "digits", keep=True)
+    seen, of = [], statistics._Statistics.of
+
+    def seeing(images, *rest, **named):
+        seen.append(len(images))
+        return of(images, *rest, **named)
+
+    monkeypatch.setattr(statistics._Statistics, "of", seeing)
+    assert digits_fid(second, first) == pytest.approx(frechet(second, first), rel=1e-6)
+    assert seen == [len(second)]
+
+
 def test_torn_statistics_are_made_anew(cache, digits):
     expected = digits_fid(digits[:600], digits)
     (file,) = (cache / "statistics").glob("*.pt")

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dkdm_lab.beyond.descent import descend, weights_hash
+from dkdm_lab.beyond.descent import descend
 from dkdm_lab.data.images import Shuffled, content_hash, to_model
+from dkdm_lab.system.checkpoint import tensors_hash
 
 TEMPERATURE = 30.0  # DiffDFKD's
 
@@ -92,7 +93,7 @@ def train_classifier(
     settings = {
         "images": content_hash(images),
         "labels": None if labels is None else content_hash(labels),
-        "teacher": None if teacher is None else weights_hash(teacher),
+        "teacher": None if teacher is None else tensors_hash(teacher.state_dict()),
         "temperature": None if teacher is None else temperature,
         **{"batch_size": batch_size, "lr": lr, "seed": seed},
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from dkdm_lab.data.images import Shuffled
 from dkdm_lab.system import budget, distributed
 from dkdm_lab.system.budget import OutOfTime, Stopped
-from dkdm_lab.system.checkpoint import Checkpoint, Checkpoints
+from dkdm_lab.system.checkpoint import Checkpoint, Checkpoints, give_up, leave
 from dkdm_lab.system.files import alone
 from dkdm_lab.system.progress import progress_bar
 from dkdm_lab.system.seeds import random_states, restore_random_states
@@ -75,27 +74,13 @@ def descend(
             leaving = Stopped if requests.came else OutOfTime if budget.over() else None
             due = done % checkpoint_every == 0 and done < iterations
             if (done % 100 == 0 or due or leaving or done == iterations) and not torch.isfinite(found):
-                last = None if snapshots is None else snapshots.last()
-                where = "nothing was saved" if last is None else f"the last good checkpoint is {last}"
-                raise FloatingPointError(f"loss: found {float(found)} at iteration {done}; {where}")
+                give_up(f"loss: found {float(found.detach())} at iteration {done}", snapshots)
             if snapshots is not None and (due or leaving):
                 snapshots.write(done, *state.dicts())
             if leaving:
-                where = "nothing was saved"
-                if snapshots is not None:
-                    where = f"saved in {snapshots.folder}, the same call goes on from there"
-                why = f"{budget.used_up()}: " if leaving is OutOfTime else ""
-                raise leaving(f"{why}stopped at iteration {done:,} of {iterations:,}; {where}")
+                leave(leaving, done, iterations, snapshots)
     model.eval()
     return torch.stack(state.losses).tolist() if state.losses else []
-
-
-def weights_hash(network: nn.Module) -> str:
-    """Which network it is that teaches: twelve hex digits of the SHA-256 of all that it saves."""
-    found = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        found.update(name.encode() + value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:12]
 
 
 class _State:

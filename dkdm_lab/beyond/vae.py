@@ -20,9 +20,10 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from torch import Tensor, nn
 
-from dkdm_lab.beyond.descent import descend, weights_hash
+from dkdm_lab.beyond.descent import descend
 from dkdm_lab.data.images import Shuffled, content_hash, to_uint8
 from dkdm_lab.diffusion import Gaussian
+from dkdm_lab.system.checkpoint import tensors_hash
 
 SIGMA_X = math.sqrt(0.05)  # of p(x | z), in all pixels: 0.2236, the authors' sqrt(beta / 2) with beta = 0.1
 LEVEL_WEIGHT = 0.1  # of the distances of latents beside that of images, their lambda
@@ -287,7 +288,7 @@ def train_vae(
 
     settings = {
         "images": None if images is None else content_hash(images),
-        "teacher": None if teacher is None else weights_hash(teacher),
+        "teacher": None if teacher is None else tensors_hash(teacher.state_dict()),
         **{"batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed, "blind": blind},
         "warmup": None if teacher is not None else warmup,
     }

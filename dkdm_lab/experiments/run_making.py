@@ -112,7 +112,8 @@ def _draw_synthetic(run: Run, progress: bool) -> None:
                 parts.append(torch.from_numpy(np.load(file)["x"]))
         x = torch.cat(parts)
         _save_images(run, run.folder / "images.npz", x)
-        scores = run_scores.reported(run_scores.distance(run, x))
+        # FID' has this set for its reference.
+        scores = run_scores.reported(run_scores.distance(run, x, keep=True))
         _finish(run, {**scores, "teacher_evaluations": n * p.synthetic_steps}, started)
 
     distributed.done_by_main(work)

@@ -74,12 +74,14 @@ def score_model(run: Run, denoiser: nn.Module, last: bool = True) -> dict:
     return scores | counts
 
 
-def distance(run: Run, x: Tensor) -> dict:
-    """The preset's metrics of images (uint8), latents, or the toy's points, against the real ones."""
+def distance(run: Run, x: Tensor, keep: bool = False) -> dict:
+    """The preset's metrics of images (uint8), latents, or the toy's points, against the real ones. keep: as
+    of :func:`~dkdm_lab.metrics.score`."""
     p, data = run.preset, judged(run.preset.data)
     if not data.of_images:
         return {data.metric: energy_distance(x, _reference(run)), "N": len(x)}
-    return score(images_of(run, x), _reference(run), p.features, data.metrics, first=p.curve_samples)
+    images, reference = images_of(run, x), _reference(run)
+    return score(images, reference, p.features, data.metrics, first=p.curve_samples, keep=keep)
 
 
 def images_of(run: Run, x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from dkdm_lab.data.images import load_images
 from dkdm_lab.metrics.inception import _inception_has_head, _inception_state, inception_weights
-from dkdm_lab.metrics.statistics import _frechet, _Moments, _reference_statistics, _Statistics
+from dkdm_lab.metrics.statistics import _frechet, _keep, _Moments, _reference_statistics, _Statistics
 from dkdm_lab.metrics.two_samples import _at_least_two, emd, mmd, nearest_neighbour
 
 METRICS = ("FID", "sFID", "IS", "KID", "precision", "recall")
@@ -33,6 +33,7 @@ def score(
     metrics: Iterable[str] | None = None,
     kid_subset: int = 1000,
     first: int | None = None,
+    keep: bool = False,
 ) -> dict:
     """Compare generated with reference images.
 
@@ -43,7 +44,7 @@ def score(
     Returns ``{metric: value, "N": images, "N_reference": reference images}``, names prefixed ``digits-``
     for those features; KID is the mean over 100 subsets of ``kid_subset`` images, or of all there are;
     precision and recall have 3 neighbours, as ADM's. first: the FID of the first so many images too, as
-    ``FID@<first>``.
+    ``FID@<first>``. keep: whether the images will be a reference later, so that they are looked at once.
     Each image passes through the network once, for all metrics. The reference's statistics are cached
     under the hash of its content and of the network's weights.
 
@@ -79,7 +80,10 @@ def score(
         raise ValueError(f"metrics: found {unknown}, expected some of {possible} for {features} features")
 
     expected = _reference_statistics(reference, features)  # first: these are kept
-    found = _Statistics.of(images, features, spatial="sFID" in metrics, logits="IS" in metrics)
+    spatial = "sFID" in metrics or (keep and features == "inception")
+    found = _Statistics.of(images, features, spatial=spatial, logits="IS" in metrics)
+    if keep:
+        _keep(found, images, features)
     values: dict[str, float] = {}
     if "FID" in metrics:
         values["FID"] = _frechet(found.pooled, expected.pooled)

@@ -123,10 +123,15 @@ def _reference_statistics(reference: Tensor, features: str) -> _Statistics:
     except ValueError as damaged:
         warnings.warn(f"the reference's statistics: {damaged}", stacklevel=2)
     found = _Statistics.of(reference, features, spatial=features == "inception", logits=False)
-    with whole(file) as scratch:
+    _keep(found, reference, features)
+    return found
+
+
+def _keep(found: _Statistics, images: Tensor, features: str) -> None:
+    """Write down what images have as a reference."""
+    with whole(statistics_file(images, features)) as scratch:
         torch.save({use: getattr(found, use) for use in ("pooled", "spatial", "features")}, scratch)
     budget.kept()
-    return found
 
 
 def _frechet(a: dict, b: dict) -> float:

@@ -17,12 +17,15 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
 from dkdm_lab.system import budget, distributed
+from dkdm_lab.system.budget import OutOfTime, Stopped
 from dkdm_lab.system.files import explained, read_json, scratch, sha256, sync
 
 FORMAT = 2  # 1 had no hash of snapshot.json itself
@@ -193,6 +196,29 @@ class Checkpoints:
                 if self._refusal(place, _read(place)) is None:
                     return f", or only {refused.name}, to go on from {place.name}, which is this training's"
         return ""
+
+
+def leave(kind: type[Stopped], done: int, iterations: int, kept: Checkpoints | None) -> NoReturn:
+    """Raise what ends a training that was asked to stop, or whose time is over, and say where it goes on."""
+    where = f"saved in {kept.folder}, the same call goes on from there" if kept else "nothing was saved"
+    why = f"{budget.used_up()}: " if kind is OutOfTime else ""
+    raise kind(f"{why}stopped at iteration {done:,} of {iterations:,}; {where}")
+
+
+def give_up(problem: str, kept: Checkpoints | None) -> NoReturn:
+    """FloatingPointError for losses that have gone wrong, with the last checkpoint before they did."""
+    last = kept.last() if kept else None
+    where = "nothing was saved" if last is None else f"the last good checkpoint is {last}"
+    raise FloatingPointError(f"{problem}; {where}")
+
+
+def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The SHA-256 of named tensors: their names, types, shapes and numbers, in their order."""
+    found = hashlib.sha256()
+    for name, value in tensors.items():
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def newest_whole(folder: Path) -> Path | None:

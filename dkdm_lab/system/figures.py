@@ -231,44 +231,6 @@ def points(panels: Mapping[str, Tensor], limit: float = 1.6, reference: Tensor |
     return figure
 
 
-def pool_points(x: Tensor, t: Tensor, T: int, limit: float = 2.6) -> Figure:
-    """A toy pool: its points in the plane coloured by t, and the histogram of t."""
-    figure, (plane, counts) = plt.subplots(1, 2, figsize=(7.6, 3.3), width_ratios=(1, 1.15))
-    order = t.argsort(descending=True)  # nearly clean points on top, where they can be seen
-    cloud = plane.scatter(*x[order].T, c=t[order], s=6, cmap="viridis", vmin=0, vmax=T - 1, linewidths=0)
-    plane.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-    figure.colorbar(cloud, ax=plane, label="t", fraction=0.046)
-    _histogram(counts, t, T)
-    figure.tight_layout()
-    plt.close(figure)
-    return figure
-
-
-def pool_images(x: Tensor, t: Tensor, T: int, columns: int = 8, rows: int = 4) -> Figure:
-    """An image pool: a few of its samples (uint8), noisiest first, and the histogram of t."""
-    figure, (sheet, counts) = plt.subplots(1, 2, figsize=(7.6, 3.0), width_ratios=(1.25, 1))
-    order = t.argsort(descending=True)
-    shown = x[order[np.linspace(0, len(order) - 1, rows * columns).astype(int)]]
-    channels, height, width = shown.shape[1:]
-    mosaic = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), 255, dtype=np.uint8)
-    for number, image in enumerate(shown.permute(0, 2, 3, 1).numpy()):
-        top, left = number // columns * (height + 1) + 1, number % columns * (width + 1) + 1
-        mosaic[top : top + height, left : left + width] = image
-    sheet.imshow(mosaic.squeeze(-1) if channels == 1 else mosaic, cmap="gray", vmin=0, vmax=255)
-    sheet.axis("off")
-    _histogram(counts, t, T)
-    figure.tight_layout()
-    plt.close(figure)
-    return figure
-
-
-def _histogram(axis, t: Tensor, T: int) -> None:
-    heights, *_ = axis.hist(t.numpy(), bins=20, range=(0, T), color="#0072B2", rwidth=0.9)
-    axis.axhline(len(t) / 20, color="black", linestyle="--", linewidth=1, label="uniform")
-    axis.set(xlabel="t", ylabel="samples in the pool", ylim=(0, max(1.2 * max(heights), 3 * len(t) / 20)))
-    axis.legend(loc="upper right")
-
-
 def paradigms() -> Figure:
     """Figs. 1 and 2 redrawn: where a training batch comes from in each of the three ways."""
     ways = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -12,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from dkdm_lab.metrics.scores import require
 from dkdm_lab.networks.denoiser import Denoiser
@@ -20,6 +18,7 @@ from dkdm_lab.networks.schedulers import read_json
 from dkdm_lab.pools import DynamicPool
 from dkdm_lab.sources import Conditions
 from dkdm_lab.system import budget, distributed, figures
+from dkdm_lab.system.checkpoint import tensors_hash
 from dkdm_lab.system.files import added, alone, explained, tidy, whole, write_json
 from dkdm_lab.system.provenance import device, provenance
 from dkdm_lab.system.settings import CountOrNone, Scored, accept, kind
@@ -103,11 +102,11 @@ def distill(
         guidance=settings.guidance,
         seed=distributed.rank_seed(settings.seed + 1),
         device=device(),
+        progress=progress and distributed.rank() == 0,
     )
     if compile is not None:
         pool.compile_teacher(compile)
     teacher.denoiser.at_once = pool.batch_size  # in the warm-up too, which asks for many more
-    pool.fill = functools.partial(pool.fill, progress=progress and main)
     if main:
         report(_summary(teacher, student, pool) + begun)
         record = {"settings": dataclasses.asdict(settings), "content": decided}
@@ -178,21 +177,13 @@ def content(teacher: Pipeline, conditions: Conditions | None) -> dict[str, str |
     values = None if conditions is None else conditions.values
     labels = values is not None and values.ndim == 1 and conditions.null is not None
     return {
-        "the teacher's weights": _sha256(teacher.denoiser.network.state_dict()),
-        "the teacher's schedule": _sha256({"betas": torch.from_numpy(teacher.diffusion.betas)}),
+        "the teacher's weights": tensors_hash(teacher.denoiser.network.state_dict()),
+        "the teacher's schedule": tensors_hash({"betas": torch.from_numpy(teacher.diffusion.betas)}),
         "prompts or labels": hashlib.sha256(json.dumps(names).encode()).hexdigest()
         if names is not None
-        else _sha256({} if values is None else {"values": values}),
+        else tensors_hash({} if values is None else {"values": values}),
         "null class": str(int(conditions.null)) if labels else None,
     }
-
-
-def _sha256(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in tensors.items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _begin_as(student: Denoiser, teacher: Denoiser) -> str:
