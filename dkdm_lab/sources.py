@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dkdm_lab.data.images import to_model
 from dkdm_lab.diffusion import Gaussian, GaussianDiffusion
-from dkdm_lab.system.seeds import branch
+from dkdm_lab.system.seeds import branch, mixed
 
 
 @dataclass
@@ -31,6 +31,12 @@ class Batch:
     target: Gaussian | None
     observed: bool = False
     condition: Tensor | None = None
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        """The samples at ``rows``, indices ``[n]``, as a batch of their own."""
+        target = None if self.target is None else Gaussian(*(part[rows] for part in self.target))
+        condition = None if self.condition is None else self.condition[rows]
+        return Batch(self.x_t[rows], self.t[rows], self.eps[rows], target, self.observed, condition)
 
 
 class Source(Protocol):
@@ -221,3 +227,90 @@ class NoisedImages:
         begins to go through it in a new order."""
         self._generator.set_state(states[rank % len(states)]["generator"])
         branch(self._generator, rank)
+
+
+class Replay:
+    """Shows a source's answers more than once: a way to save evaluations of the teacher. A :class:`Source`.
+
+    source: of batches that are one or several times as large as ``batch_size``; its samples are shown in
+    batches of ``batch_size``, drawn without replacement, until each was shown ``times`` times. With
+    ``times = 1`` no answer is repeated, but the teacher still answers several batches at once, and the
+    batches of one answer come from the same turn of a pool. Errors: ValueError for ``times`` below 1, and
+    where batches do not fill the source's.
+    """
+
+    def __init__(self, source: Source, batch_size: int, times: int, seed: int = 0):
+        if times < 1:
+            raise ValueError(f"replay: found {times}, expected at least 1, which shows every answer once")
+        if batch_size < 1 or source.batch_size % batch_size:
+            raise ValueError(
+                f"batch_size: found {batch_size}, expected a divisor of the source's {source.batch_size}"
+            )
+        self.source, self.batch_size, self.times = source, batch_size, times
+        self._generator = torch.Generator().manual_seed(mixed(seed, 2))
+        self._answered: Batch | None = None
+        self._order = torch.empty(0, dtype=torch.int64)  # rows of the answer that are still to be shown
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return self.source.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where its batches lie."""
+        return self.source.device
+
+    @property
+    def evaluations(self) -> int:
+        """How many samples the teacher has evaluated so far."""
+        return self.source.evaluations
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._answered is None or len(self._order) == 0:
+            self._answered = next(self.source)
+            n = len(self._answered.t)
+            passes = [torch.randperm(n, generator=self._generator) for _ in range(self.times)]
+            self._order = torch.cat(passes)
+        rows, self._order = self._order[: self.batch_size], self._order[self.batch_size :]
+        return self._answered[rows.to(self.device)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides the next batches: the source's state, and the answer that is shown."""
+        answered = None if self._answered is None or len(self._order) == 0 else self._answered
+        return {
+            "source": self.source.state_dict(),
+            "generator": self._generator.get_state(),
+            "order": self._order,
+            "answered": None if answered is None else _parts(answered),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly where :meth:`state_dict` was taken."""
+        self.source.load_state_dict(state["source"])
+        self._generator.set_state(state["generator"])
+        self._order, parts = state["order"], state["answered"]
+        self._answered = None if parts is None else _batch_of(parts, self.device)
+
+    def load_shards(self, states: list[dict[str, Any]], rank: int, world_size: int) -> None:
+        """Go on after a training by another number of ranks, with the next answer of the source."""
+        self.source.load_shards([state["source"] for state in states], rank, world_size)
+        self._generator.set_state(states[rank % len(states)]["generator"])
+        branch(self._generator, rank)
+        self._answered, self._order = None, self._order[:0]
+
+
+def _parts(batch: Batch) -> dict[str, Any]:
+    """A batch as tensors and plain values, as they are saved."""
+    target = {} if batch.target is None else batch.target._asdict()
+    return {**vars(batch), "target": target}
+
+
+def _batch_of(parts: dict[str, Any], device: torch.device) -> Batch:
+    """The batch that :func:`_parts` took apart, on a device."""
+    placed = {name: value.to(device) if torch.is_tensor(value) else value for name, value in parts.items()}
+    target = {name: value.to(device) for name, value in placed.pop("target").items()}
+    return Batch(**placed, target=Gaussian(**target) if target else None)

@@ -72,8 +72,8 @@ def test_the_papers_latent_presets_are_tables_4_and_7(name, batch_size, iteratio
 
 
 def test_the_presets_of_the_book_exist():
-    own = ["toy", "digits", "digits-pools", "digits-latent", "digits-classes", "fashion", "cifar16"]
-    own += ["cifar10-short"]
+    own = ["toy", "digits", "digits-pools", "digits-moves", "digits-latent", "digits-classes", "fashion"]
+    own += ["cifar16", "cifar10-short"]
     papers = ["cifar10", "celeba64", "imagenet32", "celebahq256", "ffhq256"]
     assert list(PRESETS) == own + papers
 

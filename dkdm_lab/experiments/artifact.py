@@ -23,8 +23,10 @@ LATER_SETTINGS = {
     "flip": False,
     "early_stop": False,
     "reference_images": None,
+    "replay": 1,
     "storage": "float32",
     "stride": 1,
+    "turns": 1,
     "variance": "stretched",
 }
 # How often and how a training is scored on its way changes nothing in where it ends.

@@ -67,6 +67,22 @@ DISCARDS = (0.0, 0.25, 0.5)  # Sec. 11 names no values
 STRIDES = (1, 2, 5, 10, 20)
 SIZES = (0.02, 0.04, 0.4)
 STRIDED = {"rho": 0.04, "stride": 100}  # the pool that `dkdm distill` takes, at T = 1000
+# At `digits-moves`: pools of 2, 4, 8, 16 and 40 batches, strides of 1, T / 50, T / 20 and T / 10. FIXED: how
+# pools move with a teacher of fixed variance, by the posterior's in steps of one, else by the analytic one.
+MOVED_SIZES = (0.02, 0.04, 0.08, 0.16, 0.4)
+MOVED_STRIDES = (1, 2, 5, 10)
+FIXED = {1: "small"} | dict.fromkeys(MOVED_STRIDES[1:], "analytic")
+# How a pool of 16 batches at a stride of 10 saves answers. The longer trainings cost as many operations as
+# the preset's 1,500 iterations without replay: a digits' teacher costs 1.32 times a step of the student.
+REPLAYED = {"rho": 0.16, "stride": 10}
+REPLAYS = (
+    {"turns": 4},
+    {"replay": 2},
+    {"turns": 4, "replay": 2},
+    {"turns": 4, "replay": 3},
+    {"turns": 4, "replay": 2, "iterations": 2096},
+    {"turns": 4, "replay": 3, "iterations": 2417},
+)
 NATURAL_SMALL = ("cifar16", "cifar10-short")  # presets of natural images for small machines
 STORED = ("bfloat16", "float16")  # what a pool may lie in that rounds it
 

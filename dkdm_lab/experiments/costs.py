@@ -44,8 +44,11 @@ def operations_per_step(settings: dict) -> float:
 
 
 def _per_iteration(settings: dict) -> float:
-    """A pool's evaluations of its teacher per iteration; a discarded turn costs as much as a shown one."""
-    return settings["batch_size"] / (1 - settings["discard"]) if settings["method"] in POOLS else 0.0
+    """A pool's evaluations of its teacher per iteration; a discarded turn costs as much as a shown one,
+    and an answer that is replayed nothing."""
+    if settings["method"] not in POOLS:
+        return 0.0
+    return settings["batch_size"] / (1 - settings["discard"]) / settings.get("replay", 1)
 
 
 def curve(result: dict, metric: str) -> tuple[list[int], list[float]]:

@@ -118,6 +118,8 @@ class Preset:
     stride: Annotated[Count, "steps by which a turn moves the dynamic pool's samples; the paper's is 1"] = 1
     variance: Annotated[Variance | None, "of the pools' long moves; None: as the pool says"] = None
     storage: Annotated[Storage, "how the dynamic pool's samples rest"] = "float32"
+    turns: Annotated[Count, "batches of the dynamic pool that the teacher answers at once"] = 1
+    replay: Annotated[Count, "times that the student is shown each answer of the dynamic pool"] = 1
     discard: Annotated[float, Range(0, 1, below=True), "Sec. 11: chance that a turn is not shown"] = 0.0
     curve: Annotated[CountOrNone, "evaluations over a training, the last at its end; 0 for none"] = 4
     curve_samples: Annotated[Scored | None, "N of those before the last, by FID; None: samples"] = None
@@ -165,6 +167,11 @@ class Preset:
                 "rho",
                 round(self.rho * self.T) < 1,
                 f"at least 1 / T, one batch, T = {self.T:,}",
+            ),
+            (
+                "turns",
+                self.turns > round(self.rho * self.T),
+                f"at most the batches of the pool, rho * T = {round(self.rho * self.T):,}",
             ),
             ("curve", stopping and not self.curve, "at least 1 with early_stop"),
             (

@@ -82,6 +82,18 @@ PRESETS = {
             curve=1,
             live={},
         ),
+        # For chapter 22's study of moves, pools and replay: one teacher for all, since teachers differ more
+        # than what is measured does, and moves by what pools take by default.
+        dataclasses.replace(
+            _DIGITS,
+            name="digits-moves",
+            pipeline="digits-teacher",
+            teacher_seed=0,
+            variance=None,
+            samples=4000,
+            curve=1,
+            live={},
+        ),
         Preset(
             name="digits-latent",  # the digits in the 3 x 4 x 4 latents of a small VQ autoencoder
             data="digits",

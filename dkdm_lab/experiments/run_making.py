@@ -18,8 +18,8 @@ from dkdm_lab.experiments.artifact import FILES, RESULT, SETTINGS, read, record_
 from dkdm_lab.experiments.run_scores import AGAINST_TEACHER
 from dkdm_lab.metrics.digits import digits_classifier_hash
 from dkdm_lab.networks.denoiser import Denoiser
-from dkdm_lab.pools import POOLS, Pool
-from dkdm_lab.sources import NoisedImages
+from dkdm_lab.pools import POOLS
+from dkdm_lab.sources import NoisedImages, Replay
 from dkdm_lab.system import budget, distributed
 from dkdm_lab.system.files import explained, readable, whole, write_json
 from dkdm_lab.system.progress import progress_bar
@@ -86,8 +86,15 @@ def _pool(run: Run, options: dict, progress: bool):
     if run.method != "iterative":
         options |= {"warmup": p.warmup, "variance": p.variance}
     if run.method == "dynamic":
-        options |= {"rho": p.rho, "storage": p.storage, "stride": p.stride}
-    return POOLS[run.method](run.diffusion, teacher, **options)
+        # The same number of samples, in fewer and larger batches.
+        options |= {"rho": p.rho / p.turns, "storage": p.storage, "stride": p.stride}
+        options["batch_size"] *= p.turns
+    pool = POOLS[run.method](run.diffusion, teacher, **options)
+    if p.compile is not None:
+        pool.compile_teacher(p.compile)
+    if run.method != "dynamic" or (p.turns, p.replay) == (1, 1):
+        return pool
+    return Replay(pool, pool.batch_size // p.turns, p.replay, options["seed"])
 
 
 # -- what is made -------------------------------------------------------------------------------------
@@ -139,8 +146,6 @@ def _train(run: Run, progress: bool) -> None:
     """A training, scored on its way and at its end."""
     started, p, of_teacher = time.perf_counter(), run.preset, run.method == "teacher"
     batches = source(run, progress)
-    if p.compile is not None and isinstance(batches, Pool):
-        batches.compile_teacher(p.compile)
     torch.manual_seed(run.seed)
     student = networks.build(p.teacher if of_teacher else p.student).to(device())
     if distributed.rank() != 0:  # the same first weights, but not the same dropout

@@ -75,7 +75,18 @@ _OF_METHOD = {
     "data-free": (*_TEACHER, *_STUDENT, *_SYNTHETIC, "flip"),
     "iterative": (*_TEACHER, *_STUDENT, "discard"),
     "shuffled": (*_TEACHER, *_STUDENT, "discard", "warmup", "variance"),
-    "dynamic": (*_TEACHER, *_STUDENT, "discard", "warmup", "rho", "storage", "stride", "variance"),
+    "dynamic": (
+        *_TEACHER,
+        *_STUDENT,
+        "discard",
+        "warmup",
+        "rho",
+        "storage",
+        "stride",
+        "variance",
+        "turns",
+        "replay",
+    ),
 }
 
 

@@ -6,9 +6,14 @@ from collections.abc import Iterable
 
 from dkdm_lab.experiments.cast import (
     CAST,
+    FIXED,
     FRACTIONS,
     LATENTS,
+    MOVED_SIZES,
+    MOVED_STRIDES,
     NATURAL_SMALL,
+    REPLAYED,
+    REPLAYS,
     RHOS,
     SIZES,
     STORED,
@@ -57,6 +62,11 @@ def sweep(preset: Preset, seeds: Iterable[int]) -> dict[str, tuple[Run, bool]]:
         wheres = [(run_of("dynamic", rho=SIZES[1], stride=k), False) for k in STRIDES]
         wheres += [(run_of("dynamic", rho=rho, stride=k), False) for rho in SIZES for k in (1, 10)]
         wheres += [(run_of("dynamic", storage=storage), False) for storage in STORED]
+    elif preset.name == "digits-moves":
+        pools = [{"rho": rho, "stride": k} for rho in MOVED_SIZES for k in MOVED_STRIDES]
+        wheres = [(run_of("dynamic", **pool), False) for pool in pools]
+        wheres += [(run_of("dynamic", **pool, variance=FIXED[pool["stride"]]), False) for pool in pools]
+        wheres += [(run_of("dynamic", **REPLAYED, **replay), False) for replay in REPLAYS]
     elif preset.name in NATURAL_SMALL:
         wheres = _natural(preset.name)
     elif preset.name in CAST:
