@@ -69,6 +69,17 @@ def test_a_metric_with_a_prime_is_the_one_against_the_teacher(book, tmp_path):
     assert ledger.by_seed("digits", "digits-FID", {"method": "dynamic"}) == {0: 8.0}
 
 
+def test_the_error_against_the_teacher_is_a_score(book, tmp_path):
+    book("dynamic", 0, 8.0)
+    book("dynamic", 1, 9.0)  # of before it was measured
+    (file,) = (tmp_path / "digits").glob("dynamic-0-*.json")
+    result = json.loads(file.read_text("utf-8")) | {"teacher_error": [0.4, 0.3, 0.2, 0.1]}
+    file.write_text(json.dumps(result), encoding="utf-8")
+    for name, value in zip(ledger.EPS_ERRORS, (0.4, 0.3, 0.2, 0.1), strict=True):
+        assert ledger.by_seed("digits", name, {"method": "dynamic"}) == {0: value}
+    assert ledger.over_seeds("digits", "eps-error-1", {"method": "dynamic"}).n == 1
+
+
 def test_where_asks_only_methods_that_have_the_setting(book):
     book("data-based", 0, 5.0)
     assert ledger.summary("digits", "digits-FID", {"warmup": "full"}) == {}

@@ -22,6 +22,9 @@ from dkdm_lab.system.files import whole, write_json
 from dkdm_lab.system.paths import cache_dir, results_dir
 
 # What to do where one of its files cannot be read.
+# Mean squared difference of a student's eps from its teacher's on noised real images: in the quarter of the
+# levels with the least noise, and in the next ones.
+EPS_ERRORS = ("eps-error-1", "eps-error-2", "eps-error-3", "eps-error-4")
 LEDGER = "`git checkout -- book/results` restores the book's; a result of your own is entered again"
 
 
@@ -106,12 +109,16 @@ def spread(values: list[float]) -> Spread:
 
 def by_seed(preset: str, metric: str, where: dict) -> dict[int, float]:
     """A metric of one method's results, by seed; ``where`` names the method and what differs. A metric
-    with a prime, as ``digits-FID'``, is the one against the teacher's own distribution."""
+    with a prime, as ``digits-FID'``, is the one against the teacher's own distribution; :data:`EPS_ERRORS`
+    are the errors of a student's eps against its teacher's, by quarter of the levels."""
     values = {}
     for result in results(preset, where):
         kind, name = ("against_teacher", metric[:-1]) if metric.endswith("'") else ("metrics", metric)
-        if name in result.get(kind, {}):
-            values[result["settings"]["seed"]] = result[kind][name]
+        found = result.get(kind, {})
+        if metric in EPS_ERRORS:
+            found = dict(zip(EPS_ERRORS, result.get("teacher_error", ()), strict=False))
+        if name in found:
+            values[result["settings"]["seed"]] = found[name]
     return values
 
 
