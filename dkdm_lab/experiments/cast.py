@@ -73,15 +73,15 @@ MOVED_SIZES = (0.02, 0.04, 0.08, 0.16, 0.4)
 MOVED_STRIDES = (1, 2, 5, 10)
 FIXED = {1: "small"} | dict.fromkeys(MOVED_STRIDES[1:], "analytic")
 # How a pool of 16 batches at a stride of 10 saves answers. The longer trainings cost as many operations as
-# the preset's 1,500 iterations without replay: a digits' teacher costs 1.32 times a step of the student.
+# the preset's 1,000 iterations without replay: a digits' teacher costs 1.32 times a step of the student.
 REPLAYED = {"rho": 0.16, "stride": 10}
 REPLAYS = (
     {"turns": 4},
     {"replay": 2},
     {"turns": 4, "replay": 2},
     {"turns": 4, "replay": 3},
-    {"turns": 4, "replay": 2, "iterations": 2096},
-    {"turns": 4, "replay": 3, "iterations": 2417},
+    {"turns": 4, "replay": 2, "iterations": 1398},
+    {"turns": 4, "replay": 3, "iterations": 1611},
 )
 NATURAL_SMALL = ("cifar16", "cifar10-short")  # presets of natural images for small machines
 STORED = ("bfloat16", "float16")  # what a pool may lie in that rounds it

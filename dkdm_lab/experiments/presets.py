@@ -83,14 +83,18 @@ PRESETS = {
             live={},
         ),
         # For chapter 22's study of moves, pools and replay: one teacher for all, since teachers differ more
-        # than what is measured does, and moves by what pools take by default.
+        # than what is measured does, and moves by what pools take by default. Small, so that two cores make all
+        # of it in hours.
         dataclasses.replace(
             _DIGITS,
             name="digits-moves",
             pipeline="digits-teacher",
             teacher_seed=0,
             variance=None,
-            samples=4000,
+            batch_size=32,
+            iterations=1000,
+            ema=0.998,
+            steps=25,
             curve=1,
             live={},
         ),
