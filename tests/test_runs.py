@@ -19,6 +19,7 @@ from dkdm_lab.experiments import presets, run_making, run_scores, runs
 from dkdm_lab.experiments.runs import METHODS, Run
 from dkdm_lab.metrics import energy_distance
 from dkdm_lab.pools import DynamicPool
+from dkdm_lab.sources import Replay
 from dkdm_lab.system.files import write_json
 from dkdm_lab.system.provenance import provenance
 
@@ -361,6 +362,43 @@ def test_the_seed_decides_the_synthetic_data():
     assert len(first) == 40
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_a_pool_of_larger_turns_holds_as_many_samples_and_is_shown_in_the_presets_batches():
+    source = toy(rho=0.08, turns=4, replay=3).source(progress=False)
+    assert isinstance(source, Replay) and (source.batch_size, source.times) == (16, 3)
+    assert isinstance(source.source, DynamicPool)
+    assert (source.source.batch_size, source.source.size) == (64, toy(rho=0.08).source(progress=False).size)
+    assert isinstance(toy().source(progress=False), DynamicPool)
+
+
+def test_answers_that_are_replayed_cost_nothing():
+    """20 iterations of 16: 10 turns of 16 or 2 of 64, where each answer is shown twice or three times."""
+    found = {}
+    for turns, replay in ((1, 1), (1, 2), (4, 3)):
+        run = toy(rho=0.08, turns=turns, replay=replay)
+        found[turns, replay] = (
+            run.result(progress=False)["teacher_evaluations"] - 13 * 10
+        )  # the harvest: 13 chains
+    assert found == {(1, 1): 20 * 16, (1, 2): 10 * 16, (4, 3): 2 * 64}
+    assert run.name == "dynamic-seed0-batch_size=16-iterations=20-rho=0.08-samples=50-turns=4-replay=3"
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"replay": 0}, "replay: found 0, expected a whole number from 1"),
+        ({"replay": 1.5}, "replay: found 1.5, expected a whole number from 1"),
+        ({"turns": 0}, "turns: found 0, expected a whole number from 1"),
+        (
+            {"turns": 5, "rho": 0.04},
+            r"turns: found 5, expected at most the batches of the pool, rho \* T = 4",
+        ),
+    ],
+)
+def test_a_replay_that_cannot_be_is_refused_where_it_is_set(changes, message):
+    with pytest.raises(ValueError, match=message):
+        presets.get("toy", **changes)
 
 
 def test_the_toys_teacher_is_exact():
