@@ -377,11 +377,10 @@ def test_answers_that_are_replayed_cost_nothing():
     found = {}
     for turns, replay in ((1, 1), (1, 2), (4, 3)):
         run = toy(rho=0.08, turns=turns, replay=replay)
-        found[turns, replay] = (
-            run.result(progress=False)["teacher_evaluations"] - 13 * 10
-        )  # the harvest: 13 chains
+        harvest = 13 * 10  # 13 chains of 10 steps give the 128 samples
+        found[turns, replay] = run.result(progress=False)["teacher_evaluations"] - harvest
     assert found == {(1, 1): 20 * 16, (1, 2): 10 * 16, (4, 3): 2 * 64}
-    assert run.name == "dynamic-seed0-batch_size=16-iterations=20-rho=0.08-samples=50-turns=4-replay=3"
+    assert run.name == "dynamic-seed0-batch_size=16-samples=50-iterations=20-rho=0.08-turns=4-replay=3"
 
 
 @pytest.mark.parametrize(
