@@ -44,12 +44,14 @@ site: $(INSTALLED)  ## build the site from the executed chapters; any warning is
 	$(BIN)/jupyter-book build book --config _config.yml --path-output . --all -W -n --keep-going
 	@echo "The site lies at $(CURDIR)/_build/html/index.html"
 
-lint: $(INSTALLED)  ## check the code and its format
+lint: $(INSTALLED)  ## check the code, its format, which room imports which, and the method's types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/mypy
 
 clean:  ## remove what can be built again in minutes; .venv and data_cache stay
-	rm -rf _build .pytest_cache .ruff_cache *.egg-info
+	rm -rf _build .pytest_cache .ruff_cache .mypy_cache *.egg-info
 
 $(INSTALLED): pyproject.toml $(if $(LOCKED),requirements.lock)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "DKDM Lab needs Python 3.11 or newer; $(PYTHON) is %s. Try: make PYTHON=python3.11" % sys.version.split()[0])'

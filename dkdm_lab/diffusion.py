@@ -354,7 +354,9 @@ class GaussianDiffusion(ForwardProcess):
         """
         if condition is not None and len(condition) != n:
             raise ValueError(f"condition: found {len(condition)}, expected one for each of {n} samples")
-        shape = tuple(shape if shape is not None else denoiser.shape)
+        shape = getattr(denoiser, "shape", None) if shape is None else shape
+        if shape is None:
+            raise ValueError("shape: found None, expected the shape of one sample (the denoiser names none)")
         levels = self.timesteps(steps, method)
         done = []
         for start in progress_bar(range(0, n, batch_size), desc="sampling", show=progress):

@@ -36,12 +36,16 @@ def vlb_loss(diffusion: GaussianDiffusion, batch: Batch, eps: Tensor, v: Tensor)
 
     The student's mean is held fixed (stop-gradient, Sec. 2): only its variance learns here. For batches of
     8-bit images the term at t = 0 is not a KL, but the negative logarithm of the 8-bit values' likelihood.
+    ValueError for a batch without a target, which only L_simple can use.
     """
+    target = batch.target
+    if target is None:
+        raise ValueError("batch.target: found None, expected the p that L_vlb compares with")
     student = diffusion.p(batch.x_t, batch.t, eps.detach(), v)
-    bits = _bits(batch.target.kl(student))
+    bits = _bits(target.kl(student))
     if not batch.observed:
         return bits
-    return torch.where(batch.t == 0, _bits(decoder_nll(batch.target.mean, student)), bits)
+    return torch.where(batch.t == 0, _bits(decoder_nll(target.mean, student)), bits)
 
 
 def dkdm_loss(

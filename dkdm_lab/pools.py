@@ -280,12 +280,13 @@ def _check_options(T: int, warmup: str | None, discard: float, stride: int) -> N
 
 def _shape_of_samples(teacher: Teacher, shape: tuple[int, ...] | None) -> tuple[int, ...]:
     """The shape asked for, or the teacher's own; they must not differ."""
-    native = getattr(teacher, "shape", None)
+    native: tuple[int, ...] | None = getattr(teacher, "shape", None)
     if shape is not None and native is not None and tuple(shape) != tuple(native):
         raise ValueError(f"shape: found {tuple(shape)}, but the teacher's samples are {tuple(native)}")
-    if shape is None and native is None:
+    found = native if shape is None else shape
+    if found is None:
         raise ValueError("shape: found None, expected the shape of one sample (the teacher names none)")
-    return tuple(shape or native)
+    return tuple(found)
 
 
 def _check_state(state: dict[str, Any], size: tuple[int, ...], dtype: torch.dtype, conditions: bool) -> None:

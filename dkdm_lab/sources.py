@@ -305,12 +305,15 @@ class Replay:
 
 def _parts(batch: Batch) -> dict[str, Any]:
     """A batch as tensors and plain values, as they are saved."""
-    target = {} if batch.target is None else batch.target._asdict()
+    target = None if batch.target is None else batch.target._asdict()
     return {**vars(batch), "target": target}
 
 
 def _batch_of(parts: dict[str, Any], device: torch.device) -> Batch:
     """The batch that :func:`_parts` took apart, on a device."""
-    placed = {name: value.to(device) if torch.is_tensor(value) else value for name, value in parts.items()}
-    target = {name: value.to(device) for name, value in placed.pop("target").items()}
-    return Batch(**placed, target=Gaussian(**target) if target else None)
+    placed: dict[str, Any] = {
+        name: part.to(device) if torch.is_tensor(part) else part for name, part in parts.items()
+    }
+    if placed["target"] is not None:
+        placed["target"] = Gaussian(**{name: part.to(device) for name, part in placed["target"].items()})
+    return Batch(**placed)

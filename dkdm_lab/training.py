@@ -165,8 +165,8 @@ class _Training:
 
     def averaged(self, share: bool = False) -> Denoiser:
         """A copy of the student with the averaged weights, in eval mode. share: on every rank."""
-        network = type(self.student.network).from_config(self.student.network.config)
-        copy = self.student.around(network).to(self.accelerator.device)
+        network: Any = self.student.network  # diffusers': it is made anew from its configuration
+        copy = self.student.around(type(network).from_config(network.config)).to(self.accelerator.device)
         copy.load_state_dict(self.student.state_dict())  # buffers too
         if self.ema is not None:
             self.ema.copy_to(copy.parameters())

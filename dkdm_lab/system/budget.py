@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 # The exit code of a command whose budget ended before its work: the system's EX_TEMPFAIL, "call again".
@@ -141,20 +141,21 @@ class Requests:
     answered after the step, or by :func:`check`; a second one, and one that comes within :meth:`at_once`,
     interrupts. A SIGHUP that is ignored, as under nohup, stays so."""
 
-    def __init__(self):
-        self.came, self.hurried, self._before = False, False, {}
+    def __init__(self) -> None:
+        self.came, self.hurried = False, False
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Requests:
         self._before = _heard_by(self._hear)
         _listening.append(self)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         _listening.remove(self)
 
-    def _hear(self, number: int, _frame) -> None:
+    def _hear(self, number: int, _frame: object) -> None:
         if self.came or self.hurried:
             raise Stopped(f"stopped by {signal.Signals(number).name}")
         self.came = True
