@@ -334,3 +334,56 @@ def test_a_folder_that_is_not_there_is_named(unet_folder):
 def test_an_adm_file_is_sent_to_the_right_door(tmp_path):
     with pytest.raises(ValueError, match=r"teacher.pt: .*load_adm"):
         Denoiser.from_pretrained(tmp_path / "teacher.pt")
+
+
+# -- memory format ------------------------------------------------------------------------------------
+
+
+def lies(network):
+    """In which orders the weights of a network's convolutions lie."""
+    kernels = [p for p in network.parameters() if p.ndim == 4 and min(p.shape[1], p.shape[-1]) > 1]
+    assert kernels
+    return {p.is_contiguous(memory_format=torch.channels_last) for p in kernels}
+
+
+@pytest.mark.parametrize(
+    "processor, gpu, asked, last",
+    [
+        ("AVX512", False, None, True),
+        ("AVX512_VNNI", False, None, True),
+        ("AVX2", False, None, False),
+        ("DEFAULT", False, None, False),
+        ("AVX2", True, None, True),
+        ("AVX2", False, "channels_last", True),
+        ("AVX512", True, "contiguous", False),
+    ],
+)
+def test_weights_lie_as_the_processor_likes_them(processor, gpu, asked, last, tmp_path, process, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    if asked is None:
+        monkeypatch.delenv("DKDM_MEMORY_FORMAT", raising=False)
+    else:
+        monkeypatch.setenv("DKDM_MEMORY_FORMAT", asked)
+    network = networks.build("digits-student")
+    assert lies(network) == {last}
+    network.save_pretrained(tmp_path / "model", process)
+    assert lies(network) == {last}
+    assert lies(networks.Denoiser.from_pretrained(tmp_path / "model")) == {last}
+
+
+def test_memory_formats_differ_by_rounding(monkeypatch):
+    x, t = torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 50, 99])
+    answers = []
+    for asked in ("channels_last", "contiguous"):
+        monkeypatch.setenv("DKDM_MEMORY_FORMAT", asked)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            answers.append(networks.build("digits-student").eval()(x, t)[0])
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_memory_format_is_refused(monkeypatch):
+    monkeypatch.setenv("DKDM_MEMORY_FORMAT", "nhwc")
+    with pytest.raises(ValueError, match="DKDM_MEMORY_FORMAT: found 'nhwc', expected channels_last or cont"):
+        networks.build("digits-student")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,7 +84,7 @@ class Denoiser(nn.Module):
         for module in network.modules():
             if isinstance(module, LabelEmbedding):
                 module.dropout_prob = 0.0  # sources drop conditions, and know which
-        network.to(memory_format=torch.channels_last)  # convolutions are faster so, on a CPU too
+        network.to(memory_format=memory_format())
 
     def around(self, network: nn.Module) -> Denoiser:
         """A denoiser that asks and reads another network as this one does its own."""
@@ -247,6 +248,21 @@ def _like(values: Tensor, x: Tensor) -> Tensor:
     return values.view(-1, *[1] * (x.ndim - 1))
 
 
+def memory_format() -> torch.memory_format:
+    """How networks' weights lie in memory: the way in which convolutions are fastest.
+
+    That is ``channels_last`` on a GPU, and on a CPU with AVX-512. Without it the plain order is faster, on
+    the one machine that was measured: with the 57M teacher by 4 %, with the 14M student by 25 %. Results
+    differ by rounding. The variable DKDM_MEMORY_FORMAT, channels_last or contiguous, overrules this.
+    """
+    asked = os.environ.get("DKDM_MEMORY_FORMAT")
+    formats = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+    if asked is not None and asked not in formats:
+        raise ValueError(f"DKDM_MEMORY_FORMAT: found {asked!r}, expected channels_last or contiguous")
+    fast = torch.cuda.is_available() or "AVX512" in torch.backends.cpu.get_cpu_capability()
+    return formats[asked or ("channels_last" if fast else "contiguous")]
+
+
 def at_least_float32(answer: Answer) -> Answer:
     """An answer out of the half precision that autocast leaves it in; what follows is no network's work."""
     return tuple(x if x is None or x.dtype == torch.float64 else x.float() for x in answer)
@@ -262,4 +278,4 @@ def as_saved(network: nn.Module) -> Iterator[nn.Module]:
     try:
         yield network
     finally:
-        network.to(memory_format=torch.channels_last)
+        network.to(memory_format=memory_format())
