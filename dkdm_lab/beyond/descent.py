@@ -1,4 +1,4 @@
-"""A plain training, of what is no denoiser: VAEs, classifiers, autoencoders. It saves itself too."""
+"""The training loop of networks that are not denoisers: VAEs, classifiers, autoencoders. It saves itself."""
 
 from __future__ import annotations
 

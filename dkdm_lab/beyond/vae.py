@@ -1,4 +1,4 @@
-"""A ladder VAE, its loss and its distillation: a generative model that is no diffusion model.
+"""A ladder VAE, its loss and its distillation: a generative model that is not a diffusion model.
 
 The network and the distillation are those of Chen et al., *A Unified Knowledge Distillation Framework for
 Deep Directed Graphical Models* (CVPR 2023), to the last parameter. Every latent is written as

@@ -85,7 +85,7 @@ def _read(file: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, str |
             values = np.array(image.convert(wanted))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{file}: found an image of too many pixels to be safe ({error})") from error
-    except (OSError, SyntaxError) as error:  # Pillow's own kinds for what is no image
+    except (OSError, SyntaxError) as error:  # Pillow's own kinds for what is not an image
         raise ValueError(f"{file}: cannot be read as an image ({error})") from error
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error

@@ -189,7 +189,7 @@ def is_whole(folder: Path, outputs: Iterable[str] = ()) -> bool:
 
 
 def _holds_numbers(place: Path) -> bool:
-    """Whether a file, or a folder's weights, are there: a configuration alone is no model."""
+    """Whether a file, or a folder's weights, are there: a configuration alone is not a model."""
     files = place.rglob("*") if place.is_dir() else [place]
     return any(file.is_file() and file.suffix in _NUMBERS for file in files)
 

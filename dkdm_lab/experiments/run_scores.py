@@ -154,7 +154,7 @@ def against_teacher(run: Run, progress: bool = True) -> dict:
     return read(file, "delete it, and it is measured again")
 
 
-# -- scores that are no numbers -----------------------------------------------------------------------
+# -- scores that are not numbers ----------------------------------------------------------------------
 
 
 def finite(scores: dict) -> dict:

@@ -264,7 +264,7 @@ def memory_format() -> torch.memory_format:
 
 
 def at_least_float32(answer: Answer) -> Answer:
-    """An answer out of the half precision that autocast leaves it in; what follows is no network's work."""
+    """Cast an answer to float32: losses and moves must not be computed in the half precision of autocast."""
     return tuple(x if x is None or x.dtype == torch.float64 else x.float() for x in answer)
 
 

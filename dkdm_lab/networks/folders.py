@@ -71,8 +71,8 @@ def part_of(folder: Path, names: tuple[str, ...], file: str) -> Path | None:
 
 
 def look_through(part: Path, folder: Path) -> None:
-    """ValueError where an entry of ``part`` is no file or folder of ``folder`` itself: a symbolic link that
-    leaves it or leads nowhere, a pipe, a device. The links of the Hub's cache, to its own blobs, are fine."""
+    """ValueError where an entry of ``part`` is not a file or folder of ``folder`` itself: a symbolic link
+    that leaves it or leads nowhere, a pipe, a device. Links of the Hub's cache to its own blobs are fine."""
     inside = [folder.resolve()]
     if folder.parent.name == "snapshots":
         inside.append(folder.parents[1].resolve())

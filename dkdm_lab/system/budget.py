@@ -51,7 +51,7 @@ now = time.monotonic
 
 
 def minutes_of(value) -> float:
-    """A budget's minutes, from a number or a text; ValueError for what is no finite number above 0."""
+    """A budget's minutes, from a number or a text; ValueError for what is not a finite number above 0."""
     try:
         minutes = float(value)
     except (TypeError, ValueError):

@@ -36,9 +36,9 @@ class _Lines(std.tqdm):
 
 
 def progress_bar(*arguments, show: bool, **options) -> std.tqdm:
-    """A tqdm bar that goes when it is done; in a log, which is no terminal, a line now and then instead. The
-    variable TQDM_DISABLE hides both, in notebooks too, where tqdm itself does not look: so chapters run
-    headless without bars in their outputs."""
+    """A tqdm bar that disappears when it is done. Where the output is not a terminal but a log, it is a line
+    now and then. The variable TQDM_DISABLE hides both, in notebooks too, where tqdm itself does not look: so
+    chapters run headless without bars in their outputs."""
     hidden = not show or bool(os.environ.get("TQDM_DISABLE"))
     in_notebook = tqdm.__init__.__module__ == "tqdm.notebook"
     kind = tqdm if in_notebook or sys.stderr.isatty() else _Lines

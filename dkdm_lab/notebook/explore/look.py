@@ -103,7 +103,7 @@ class Exploration:
         self._view: ipywidgets.HTML | None = None
 
     def set(self, **values) -> None:
-        """Choose; ValueError for a value that is no option."""
+        """Choose; ValueError for a value that is not an option."""
         for name, value in values.items():
             if name not in self.controls:
                 raise ValueError(f"choice: found {name!r}, expected one of {', '.join(self.controls)}")
