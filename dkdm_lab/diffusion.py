@@ -354,8 +354,7 @@ class GaussianDiffusion(ForwardProcess):
         """
         if condition is not None and len(condition) != n:
             raise ValueError(f"condition: found {len(condition)}, expected one for each of {n} samples")
-        shape = getattr(denoiser, "shape", None) if shape is None else shape
-        if shape is None:
+        if (shape := shape or getattr(denoiser, "shape", None)) is None:
             raise ValueError("shape: found None, expected the shape of one sample (the denoiser names none)")
         levels = self.timesteps(steps, method)
         done = []

@@ -225,23 +225,20 @@ class Run(Artifact):
 
     # -- what it stands on ----------------------------------------------------------------------------
 
-    def _for_all_seeds(self, method: str) -> Run:
-        """A teacher or its synthetic set: one for all seeds where the preset says so."""
-        one = self.preset.teacher_seed
-        return Run(self.preset, method, self.seed if one is None else one)
-
     def teacher_run(self) -> Run:
         """The run whose model teaches this one."""
-        return self._for_all_seeds("teacher")
+        return Run(self.preset, "teacher", self.seed).shared()
 
     def synthetic_run(self) -> Run:
         """The run whose images data-free and data-limited training use."""
-        return self._for_all_seeds("synthetic")
+        return Run(self.preset, "synthetic", self.seed).shared()
 
     def shared(self) -> Run:
         """The run that stands for this one: a teacher or its synthetic set is one for all seeds where the
         preset says so (``teacher_seed``), any other run itself."""
-        return self._for_all_seeds(self.method) if self.method in ("teacher", "synthetic") else self
+        one = self.preset.teacher_seed
+        alone = one is None or self.method not in ("teacher", "synthetic")
+        return self if alone else dataclasses.replace(self, seed=one)
 
     def needs(self) -> list[Run]:
         """The runs whose results this one uses."""
@@ -271,9 +268,7 @@ class Run(Artifact):
         p = self.preset
         if p.pipeline:
             return self._pipeline.vae
-        if not p.autoencoder:
-            return None
-        return _own_autoencoder(self, progress)
+        return _own_autoencoder(self, progress) if p.autoencoder else None
 
     def training_set(self) -> Tensor:
         """The real training set; in latent space encoded, once; the toy's is drawn large."""
