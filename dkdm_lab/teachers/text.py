@@ -17,6 +17,7 @@ from dkdm_lab.networks.families import pack
 from dkdm_lab.networks.folders import build_within, look_through, plausible, shards_within, weights_of
 from dkdm_lab.networks.schedulers import read_json
 from dkdm_lab.sources import Conditions
+from dkdm_lab.system import budget
 
 # Nothing else is ever made from what a file names.
 ENCODERS = """
@@ -98,7 +99,8 @@ def embed(
         return {part: found[place].float().cpu() for place, part in text.parts.items()}
 
     try:
-        batches = [encode(prompts[at : at + batch_size]) for at in range(0, len(prompts), batch_size)]
+        starts = budget.each(range(0, len(prompts), batch_size))
+        batches = [encode(prompts[at : at + batch_size]) for at in starts]
         null = encode([""])
     except Exception as error:  # of libraries that raise many kinds
         raise ValueError(f"{folder}: its text encoders cannot embed prompts ({error})") from error
