@@ -140,7 +140,7 @@ def _read(folder: Path, part: str, name: str):
         config = kind.config_class.from_dict(_config(place))
         weights = weights_of(place)
         shards_within(weights)
-        build_within(lambda: kind(config), weights, place / "config.json")
+        build_within(lambda: kind(config), weights.counts, place / "config.json")
         encoder = kind.from_pretrained(place, variant=weights.variant, **options)
     except ValueError as error:
         if str(error).startswith(str(place)):
