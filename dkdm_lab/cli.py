@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from typing import Annotated, get_args, get_type_hints
 
@@ -223,20 +222,21 @@ def _add_distill(commands) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    with budget.budget(getattr(options, "minutes", None)) as spent:
+    with budget.interruptible(), budget.budget(getattr(options, "minutes", None)) as spent:
         try:
             return _carry_out(options)
         except budget.OutOfTime as stopped:
             if spent.kept:
-                print(f"dkdm: {stopped}", file=sys.stderr)
+                _say(stopped)
                 return budget.CALL_AGAIN
-            print(f"dkdm: {stopped}; this time nothing was saved: give it more minutes", file=sys.stderr)
+            _say(f"{stopped}; this time nothing was saved: give it more minutes")
             return 1
+        except KeyboardInterrupt as stopped:  # of a training, it says where that goes on
+            _say(str(stopped) or "stopped")
+            return 130
 
 
 def _carry_out(options: argparse.Namespace) -> int:
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's request, as Ctrl-C
     try:
         if options.command == "run" and not options.ledger:
             for name, found in (("minutes", options.minutes), ("methods", options.methods)):
@@ -272,14 +272,14 @@ def _carry_out(options: argparse.Namespace) -> int:
 
             run_chapters(options.preset, options.chapters, dict(options.settings), jobs=options.jobs)
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        print(f"dkdm: {error}", file=sys.stderr)
+        _say(error)
         return 1
-    except budget.OutOfTime:
-        raise
-    except KeyboardInterrupt as stopped:  # of a training, it says what was saved
-        print(f"dkdm: {str(stopped) or 'stopped'}", file=sys.stderr)
-        return 130
     return 0
+
+
+def _say(what: object) -> None:
+    with contextlib.suppress(OSError):  # a terminal that is closed, which is why it stops
+        print(f"dkdm: {what}", file=sys.stderr)
 
 
 def _run(options: argparse.Namespace):

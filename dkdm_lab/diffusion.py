@@ -56,6 +56,14 @@ class Transition(NamedTuple):
     coef_xt: Tensor  # of Eq. 7, the factor of x_t
 
 
+WITHOUT_FLOAT64 = ("mps",)  # Apple's refuses to hold a tensor of them at all
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no wider one."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
 # -- schedules: the betas of Eq. 1 --------------------------------------------------------------------
 
 
@@ -116,8 +124,8 @@ class ForwardProcess:
         """``log alpha_bar_t`` for levels in [-1, T - 1], in the shape of ``t``; 0 at -1, the clean image."""
         self._check(t, lowest=-1)
         if t.device not in self._on_device:
-            dtype = torch.float32 if t.device.type == "mps" else torch.float64
-            self._on_device[t.device] = torch.as_tensor(self._log_alpha_bar).to(t.device, dtype)
+            table = torch.as_tensor(self._log_alpha_bar).to(widest(t.device))
+            self._on_device[t.device] = table.to(t.device)
         return self._on_device[t.device][t + 1]
 
     def _check(self, t: Tensor, lowest: int) -> None:
@@ -220,11 +228,12 @@ class GaussianDiffusion(ForwardProcess):
         """The noise, from the ``output`` of a network that predicts something else.
 
         prediction: ``"v_prediction"``; ``"sample"``, which is x_0; or ``"flow_prediction"``, the velocity
-        ``eps - x_0`` of a flow. The result is float64: near the top of the schedule ``x_0`` is what is left
-        when nearly all of ``x_t`` and ``eps`` cancel, and :meth:`predict_x0` must find it again.
+        ``eps - x_0`` of a flow. The result is float64 where the device has it: near the top of the schedule
+        ``x_0`` is what is left when nearly all of ``x_t`` and ``eps`` cancel, and :meth:`predict_x0` must
+        find it again.
         """
         at_t = self.log_alpha_bar(t)
-        output = output.double()
+        output = output.to(widest(output.device))
         signal, noise = _like(torch.exp(0.5 * at_t), output), _like(torch.sqrt(-torch.expm1(at_t)), output)
         if prediction == "v_prediction":  # v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0
             return signal * output + noise * x_t

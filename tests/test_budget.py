@@ -4,14 +4,21 @@ The clock is a false one: it ticks once a turn of a source, a step of a sampler 
 that nothing here depends on how fast the machine is.
 """
 
+import contextlib
+import itertools
 import json
 import math
 import shutil
+import signal
 
 import pytest
 import torch
 
 from dkdm_lab import networks, pools
+from dkdm_lab.beyond.autoencoder import AUTOENCODERS
+from dkdm_lab.beyond.classifier import Classifier, accuracy
+from dkdm_lab.beyond.loss_guided_synthesis import synthesise
+from dkdm_lab.beyond.vae import LVAE, sample_vae
 from dkdm_lab.cli import main
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.experiments import costs, ledger, paper, presets, runs, sweep
@@ -19,7 +26,7 @@ from dkdm_lab.experiments.runs import METHODS, Run
 from dkdm_lab.system import budget
 from dkdm_lab.system.budget import CALL_AGAIN, OutOfTime
 from dkdm_lab.teachers.distill import Distillation, distill
-from dkdm_lab.teachers.pipelines import Pipeline
+from dkdm_lab.teachers.pipelines import Pipeline, decode, encode
 
 TINY = {
     **{"batch_size": 16, "iterations": 20, "curve": 4, "checkpoint_every": 10, "steps": 5, "samples": 50},
@@ -408,3 +415,124 @@ def test_the_measure_of_a_step_is_the_ledgers_own():
     scores = 4 * 5 * 50 * networks.flops("toy-student")
     shutil.rmtree(run.folder)
     assert costs.remaining(run) - scores == pytest.approx(runs.cost(result))
+
+
+# -- what is drawn, decoded and embedded in parts -------------------------------------------------------
+
+
+def synthesis(pipeline):
+    class Losses:
+        shape, weights = pipeline.denoiser.shape, {"mean": 1.0}
+
+        def __call__(self, images, labels=None):
+            return {"mean": images.flatten(1).mean(1)}
+
+    return lambda: synthesise(pipeline, Losses(), 6, steps=2, batch_size=2)
+
+
+def of_an_autoencoder(work):
+    vae = AUTOENCODERS["digits-vq"]()
+    vae.register_to_config(scaling_factor=1.0)
+    given = torch.zeros(6, 3, 4, 4) if work is decode else torch.zeros(6, 1, 8, 8, dtype=torch.uint8)
+    return lambda: work(vae, given, 2)
+
+
+PARTS = {
+    "synthesis": synthesis,
+    "decoding": lambda _: of_an_autoencoder(decode),
+    "encoding": lambda _: of_an_autoencoder(encode),
+    "a VAE's samples": lambda _: (
+        lambda: sample_vae(LVAE(in_channels=1, sample_size=8, width=4, levels=2).eval(), 6, batch_size=2)
+    ),
+    "a classifier's accuracy": lambda _: (
+        lambda: accuracy(
+            Classifier((1, 8, 8), 2, 4).eval(), torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.zeros(6), 2
+        )
+    ),
+}
+
+
+@pytest.fixture
+def in_parts(pipeline, request, monkeypatch, ticks):
+    """Work in three parts, during each of which a listener is called; the listener may be changed."""
+    work, heard = PARTS[request.param](pipeline), [lambda: None]
+    calls = []
+
+    def hearing(module, *_):
+        calls.append(type(module).__name__)
+        heard[0]()
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, given: hearing(module) if isinstance(module, torch.nn.Conv2d) else None
+    )
+    yield work, calls, heard
+    handle.remove()
+
+
+@pytest.mark.parametrize("in_parts", PARTS, indirect=True)
+def test_what_is_made_in_parts_leaves_between_two_of_them(in_parts, ticks):
+    """For its budget's end as for a request that a training hears."""
+    work, calls, heard = in_parts
+    work()
+    whole, calls[:] = len(calls), []
+
+    def late():
+        ticks[0] = 61
+
+    heard[0] = late
+    with budget.budget(1), pytest.raises(OutOfTime, match="the budget of 1 minute is used up"):
+        work()
+    assert 0 < len(calls) <= whole / 2
+
+    calls[:] = []
+    with budget.Requests() as requests, pytest.raises(budget.Stopped, match="what was saved before stays"):
+        heard[0] = lambda: setattr(requests, "came", True)
+        work()
+    assert 0 < len(calls) <= whole / 2
+
+
+# -- a command that is asked to stop --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("method", ["dynamic", "data-based", "data-free"])
+def test_a_command_asked_again_and_again_ends_as_if_it_never_was(number, method, cache, capsys, monkeypatch):
+    """At every thirteenth step of a warm-up, a training, a synthetic set, a score: whatever is under way."""
+    unbroken = outcome(toy(method).result(progress=False)), weights(toy(method))
+    shutil.rmtree(cache / "runs")
+    steps, handlers = itertools.count(1), [signal.getsignal(n) for n in budget._SIGNALS]
+    for name in ("step", "q_posterior"):
+        original = getattr(GaussianDiffusion, name)
+
+        def asking(*arguments, original=original):
+            if next(steps) % 13 == 0:
+                signal.raise_signal(number)
+            return original(*arguments)
+
+        monkeypatch.setattr(GaussianDiffusion, name, asking)
+    stops = 0
+    while (code := main(["train", "--preset", "toy", "--method", method, *SETTINGS])) == 130:
+        stops += 1
+        assert stops < 20
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("dkdm: stopped ") and "saved" in said
+        assert not [*cache.rglob(".new-*")]
+        assert [signal.getsignal(n) for n in budget._SIGNALS] == handlers
+    assert (code, stops >= 3) == (0, True)
+    assert outcome(toy(method).result()) == unbroken[0]
+    assert torch.equal(weights(toy(method)), unbroken[1])
+
+
+def test_of_a_group_that_is_asked_together_one_that_cleans_up_is_not_interrupted():
+    """The terminal asks all, and then the parent asks its child once more."""
+    handlers = [signal.getsignal(number) for number in budget._SIGNALS]
+    cleaned = []
+    with budget.interruptible(once=True), contextlib.suppress(budget.Stopped):
+        try:
+            signal.raise_signal(signal.SIGHUP)
+        finally:
+            for number in budget._SIGNALS:
+                signal.raise_signal(number)
+            cleaned.append(True)
+    assert cleaned == [True]
+    assert [signal.getsignal(number) for number in budget._SIGNALS] == handlers

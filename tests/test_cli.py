@@ -129,6 +129,7 @@ def outside(expected):
 TOGETHER = {
     "T", "steps", "synthetic_steps", "stride", "rho", "curve_samples", "samples", "early_stop", "sampler",
     "classes", "guidance", "reference_images", "teacher_iterations", "teacher_lr", "levels", "name", "live",
+    "turns", "replay",
 }  # fmt: skip
 HEAD = {
     Preset: ["train", "--preset", "digits", "--method", "dynamic"],

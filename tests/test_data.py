@@ -1,6 +1,7 @@
 """Images, their levels, and the batches of Algorithm 2."""
 
 import itertools
+import os
 import pickle
 import warnings
 
@@ -206,6 +207,9 @@ def test_every_still_format_is_read(cache):
         (Image.new("L", (4, 4)), {}, "1 L to RGB"),
         (Image.new("1", (4, 4)), {}, "1 1 to RGB"),
         (Image.new("LA", (4, 4), (9, 255)), {}, "1 with an opaque alpha channel"),
+        (Image.new("P", (4, 4)), {"transparency": 200}, "1 with an opaque alpha channel"),
+        (Image.new("CMYK", (4, 4)), {"format": "JPEG"}, "1 CMYK to RGB"),
+        (Image.new("LAB", (4, 4)), {"format": "TIFF"}, "1 LAB to RGB"),
     ],
 )
 def test_what_is_converted_is_said(image, options, how, cache):
@@ -243,6 +247,45 @@ def test_what_is_left_out_is_said(cache):
     with pytest.warns(UserWarning, match="read 1 RGB images, left out ") as said:
         load_images("holidays")
     assert sorted(str(said[0].message).split("left out ")[1].split(", ")) == sorted(left.split(", "))
+
+
+@pytest.mark.parametrize("white", [255, 1023, 65535])
+def test_a_ppm_says_itself_what_is_white(white, cache):
+    put(cache, "a.png", Image.new("RGB", (4, 4)))
+    pixels = np.full(48, white, ">u1" if white == 255 else ">u2").tobytes()
+    (cache / "holidays" / "train" / "b.ppm").write_bytes(b"P6 4 4 %d\n" % white + pixels)
+    with warnings.catch_warnings(record=True) as said:
+        assert load_images("holidays")[1].min() == 255
+    assert ["16-bit colours to 8 bits" in str(one.message) for one in said] == [True] * (white != 255)
+
+
+@pytest.mark.parametrize(
+    "make, what",
+    [
+        (lambda file: file.symlink_to("nowhere.png"), "1 links or devices without a file"),
+        (os.mkfifo, "1 links or devices without a file"),
+        (lambda file: file.symlink_to(file.parents[2]), "1 links to folders"),
+    ],
+)
+def test_what_no_file_lies_behind_is_left_out_and_said(make, what, cache):
+    put(cache, "a.png", Image.new("RGB", (4, 4)))
+    make(cache / "holidays" / "train" / "b.png")
+    with pytest.warns(UserWarning, match=f"read 1 RGB images, left out {what}$"):
+        load_images("holidays")
+
+
+@pytest.mark.parametrize(
+    "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n", "ICO"]
+)
+def test_a_format_under_another_ones_name_is_no_image(content, cache):
+    """Least of all PostScript, which is a program."""
+    if content == "ICO":
+        put(cache, "a.png", Image.new("RGB", (16, 16)), format="ICO")
+    else:
+        put(cache, "a.png", Image.new("RGB", (4, 4)))
+        (cache / "holidays" / "train" / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.png: cannot be read as an image \(cannot identify image file"):
+        load_images("holidays")
 
 
 FRAMES = {"save_all": True, "append_images": [Image.new("RGB", (4, 4), (9, 9, 9))]}

@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from dkdm_lab import diffusion as diffusion_module
+from dkdm_lab.data import GaussianMixture, LowRankGaussian
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.losses import dkdm_loss
+from dkdm_lab.moves.variance import AnalyticVariance
 from dkdm_lab.networks import ddpm_scheduler
+from dkdm_lab.networks.schedulers import flow_scale
 from dkdm_lab.sources import Batch
 from dkdm_lab.system.progress import progress_bar
 from dkdm_lab.system.seeds import numbered_noise
@@ -453,3 +458,72 @@ def test_a_terminal_has_a_bar(hours, capsys, monkeypatch):
     for _ in progress_bar(range(3), show=True):
         pass
     assert "\r" in capsys.readouterr().err
+
+
+# -- a device without float64 -------------------------------------------------------------------------
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses what Apple's MPS refuses, of "meta", a device on which nothing is computed but types are."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        found = function(*arguments, **options or {})
+        for x in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(x, torch.Tensor) and x.device.type == "meta" and x.dtype == torch.float64:
+                raise TypeError(f"{function}: this device has no float64")
+        return found
+
+
+@pytest.fixture
+def without_float64(monkeypatch):
+    monkeypatch.setattr(diffusion_module, "WITHOUT_FLOAT64", ("mps", "meta"))
+    with NoFloat64(), pytest.raises(TypeError, match="has no float64"):
+        torch.zeros(1, dtype=torch.float64, device="meta")
+    return torch.device("meta")
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "flow_prediction"])
+def test_every_formula_does_without_float64_where_there_is_none(prediction, without_float64):
+    process, place = GaussianDiffusion.cosine(100), {"device": without_float64}
+    with NoFloat64():
+        x, t = torch.zeros(4, 3, 8, 8, **place), torch.zeros(4, dtype=torch.int64, **place)
+        eps = x if prediction == "epsilon" else process.predict_eps(prediction, x, t, x)
+        for variance in (None, "large", torch.zeros(4, **place), x):
+            p = process.p(x, t, eps, x, t - 1, clip=True, variance=variance)
+            assert process.step(p, t - 1, x).dtype == torch.float32
+        process.x0_variance(t, process.share_of(x, t))
+        batch = Batch(process.q_sample(x, t, x), t, eps, process.q_posterior(x, x, t), observed=True)
+        dkdm_loss(process, batch, x, x, prediction=prediction)
+        assert process.ddim(x, t, eps, t).dtype == flow_scale(process, t).dtype == torch.float32
+        AnalyticVariance(process, without_float64).see(x, t, x)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_exact_teachers_do_without_float64_where_there_is_none(learned, without_float64):
+    process, place = GaussianDiffusion.cosine(100, clip=False), {"device": without_float64}
+    line = LowRankGaussian(torch.ones(2), 0.1, torch.ones(1, 2))
+    for data in (GaussianMixture.ring(), line):
+        with NoFloat64():
+            teacher = data.denoiser(process, learned).to(without_float64)
+            eps, _ = teacher(torch.zeros(4, 2, **place), torch.zeros(4, dtype=torch.int64, **place))
+            assert eps.device == without_float64 and eps.dtype == torch.float32
+
+
+def test_in_float32_a_prediction_says_the_same_where_there_is_signal(monkeypatch):
+    """On the CPU made to have no other: to 1e-4 of x_0 wherever alpha_bar is above 0.001."""
+    torch.manual_seed(0)
+    wide, x0, noise = GaussianDiffusion.cosine(100), torch.rand(90, 5) * 2 - 1, torch.randn(90, 5)
+    t = torch.arange(90)
+    assert wide.alpha_bar[89] > 0.001
+    monkeypatch.setattr(diffusion_module, "WITHOUT_FLOAT64", ("cpu",))
+    narrow = GaussianDiffusion.cosine(100)
+    root, rest = (
+        (narrow.log_alpha_bar(t).exp() ** 0.5)[:, None],
+        (-torch.expm1(narrow.log_alpha_bar(t))) ** 0.5,
+    )
+    x_t, rest = narrow.q_sample(x0, t, noise), rest[:, None]
+    outputs = {"sample": x0, "v_prediction": root * noise - rest * x0, "flow_prediction": noise - x0}
+    for prediction, output in outputs.items():
+        eps = narrow.predict_eps(prediction, x_t, t, output)
+        assert eps.dtype == torch.float32
+        assert_close(narrow.predict_x0(x_t, t, eps), x0, rtol=0, atol=1e-4)

@@ -64,6 +64,7 @@ def words(length=64):
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "attention_mask"],  # as theirs; transformers 4 would add a third
         pad_token="<pad>",
         eos_token="</s>",
         unk_token="<unk>",

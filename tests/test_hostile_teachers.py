@@ -3,11 +3,15 @@ refused in one sentence, at once and in little memory."""
 
 import json
 import os
+import re
 import resource
 import shutil
 import struct
 import time
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
@@ -299,3 +303,148 @@ def test_the_hubs_own_links_are_fine(plain, tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(cache / "blobs" / str(number))
     assert Pipeline.from_pretrained(folder).denoiser.shape == (3, 8, 8)
+
+
+# -- pickles, wherever one may lie, and single files of other programs ------------------------------------
+
+
+class Code:
+    """Makes a folder when it is unpickled, if anybody lets it."""
+
+    def __init__(self, place):
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place / "it-ran"),)
+
+
+def inflated(file, weights):
+    """Weights with a hundred times their bytes behind them, packed to next to nothing."""
+    torch.save({**weights, "more": torch.zeros(2**20)}, file)
+    with zipfile.ZipFile(file) as plain:
+        entries = {name: plain.read(name) for name in plain.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in entries.items():
+            packed.writestr(name, content)
+
+
+PICKLES = {
+    "that runs": lambda file, weights: torch.save({**weights, "x": Code(file.parent)}, file),
+    "that is inflated": inflated,
+    "of an old form that runs": lambda file, weights: torch.save(
+        {**weights, "x": Code(file.parent)}, file, _use_new_zipfile_serialization=False
+    ),
+    "of no weights": lambda file, weights: torch.save([1, 2], file),
+    "that is no pickle": lambda file, weights: file.write_bytes(b"\x80\x04."),
+    "that is torn": lambda file, weights: (torch.save(weights, file), os.truncate(file, 2000)),
+}
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("kind", PICKLES)
+def test_a_hostile_pickle_in_any_part_is_refused(kind, part, painter, tmp_path):
+    folder = tmp_path / "teacher"
+    shutil.copytree(painter, folder)
+    (safe,) = (folder / part).glob("*.safetensors")
+    weights = load_file(safe)
+    safe.unlink()
+    name = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
+    PICKLES[kind](folder / part / name, weights)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError) as refused:
+        Pipeline.from_pretrained(folder).prompts(["a cat"])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+    assert str(refused.value).startswith(str(folder / part))
+    assert not [*tmp_path.rglob("it-ran*")]
+
+
+def adm():
+    """ADM's smallest, as its authors' program wrote it."""
+    arrays = np.load(Path(__file__).parent / "golden" / "adm_new_order.npz")
+    names = [name for name in arrays.files if name.startswith("state.")]
+    return {name.removeprefix("state."): torch.from_numpy(arrays[name]) for name in names}
+
+
+def ldm(**more):
+    unet = {f"model.diffusion_model.{name}": value for name, value in adm().items()}
+    first = {f"first_stage_model.{name}": torch.zeros(4, 4, 3, 3) for name in (
+        "encoder.conv_in.weight", "decoder.conv_out.weight", "encoder.conv_out.weight",
+        "encoder.down.0.block.0.conv1.weight", "encoder.down.0.block.0.conv2.weight")}  # fmt: skip
+    first["first_stage_model.quantize.embedding.weight"] = torch.zeros(8, 4)
+    return {"state_dict": {**unet, **first, "betas": torch.linspace(0.001, 0.02, 10), **more}}
+
+
+def huge(*shape):
+    """A tensor of any shape over one number."""
+    return torch.zeros(1).expand(*shape)
+
+
+def wide():
+    """A network of 20,000 channels, by weights that say so and are no larger than they must be."""
+    found = adm() | {"input_blocks.0.0.weight": torch.zeros(20_000, 3, 3, 3)}
+    return found | {
+        key: torch.zeros(20_000, 1, 1, 1)
+        for key in found
+        if re.fullmatch(r"input_blocks\.\d+\.0\.out_layers\.3\.weight", key)
+    }
+
+
+def saved(state):
+    return lambda file: torch.save(state(), file)
+
+
+FILES = {
+    "a.pt that runs": lambda file: PICKLES["that runs"](file, adm()),
+    "a.ckpt that runs": lambda file: torch.save({"state_dict": adm(), "x": Code(file.parent)}, file),
+    "a.pt that is inflated": lambda file: inflated(file, adm()),
+    "a.ckpt that is inflated": lambda file: inflated(file, ldm()),
+    "a.pt that is /dev/zero": lambda file: file.symlink_to("/dev/zero"),
+    "a.ckpt that is /dev/zero": lambda file: file.symlink_to("/dev/zero"),
+    "a.pt that is a pipe": os.mkfifo,
+    "a.pt that is a folder": Path.mkdir,
+    "a.pt that leads to itself": lambda file: file.symlink_to(file.name),
+    "a.pt that is empty": Path.touch,
+    "a.pt of a list": saved(lambda: [torch.zeros(1)]),
+    "a.pt of numbers": saved(lambda: adm() | {"out.2.weight": 3}),
+    "a.pt of words": saved(lambda: dict.fromkeys(adm(), "x")),
+    "a.pt of numbers for names": saved(lambda: dict(enumerate(adm().values()))),
+    "a.pt without its end": saved(lambda: {k: v for k, v in adm().items() if not k.startswith("out.2")}),
+    "a.pt without its middle": saved(lambda: {k: v for k, v in adm().items() if "middle" not in k}),
+    "a.pt with one block": saved(lambda: {"input_blocks.0.0.weight": torch.zeros(8, 3, 3, 3)}),
+    "a.pt with scalars": saved(lambda: {k: torch.zeros(()) for k in adm()}),
+    "a.pt with sparse weights": saved(lambda: adm() | {"x": torch.zeros(2, 2).to_sparse()}),
+    "a.pt of a terabyte": saved(lambda: adm() | {"input_blocks.0.0.weight": huge(10**6, 10**5, 3, 3)}),
+    "a.pt of a wide network": saved(wide),
+    "a.pt of a billion blocks": saved(lambda: adm() | {"input_blocks.999999999.0.weight": torch.zeros(1)}),
+    "a.pt of very many blocks": saved(lambda: adm() | {f"input_blocks.{'9' * 5000}.0": torch.zeros(1)}),
+    "a.pt of no channels": saved(lambda: adm() | {"input_blocks.0.0.weight": torch.zeros(0, 3, 3, 3)}),
+    "a.ckpt of a billion levels": saved(
+        lambda: ldm(**{"first_stage_model.encoder.down.999999999.block.0.conv1.weight": torch.zeros(1)})
+    ),
+    "a.ckpt of a terabyte": saved(
+        lambda: ldm(**{"first_stage_model.encoder.down.0.block.0.conv1.weight": huge(10**6, 10**5, 3, 3)})
+    ),
+    "a.ckpt of a wide first stage": saved(
+        lambda: ldm(**{"first_stage_model.encoder.down.0.block.0.conv1.weight": torch.zeros(30_000, 1, 1, 1)})
+    ),
+    "a.ckpt of many codes": saved(
+        lambda: ldm(**{"first_stage_model.quantize.embedding.weight": huge(10**9, 100)})
+    ),
+    "a.ckpt of no numbers": saved(lambda: ldm(scale_factor="x")),
+    "a.ckpt with nothing in it": saved(lambda: {"state_dict": {}}),
+    "a.ckpt with a list in it": saved(lambda: {"state_dict": [1]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_hostile_file_of_another_program_is_refused_at_once(kind, tmp_path):
+    file = tmp_path / kind.split()[0]
+    FILES[kind](file)
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises((ValueError, FileNotFoundError, OSError)) as refused:
+        Pipeline.from_pretrained(file, size=8, head_channels=16)
+    assert time.process_time() - begun < 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
+    assert str(file) in str(refused.value) and "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
+    assert not [*tmp_path.rglob("it-ran*")]

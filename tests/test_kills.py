@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from dkdm_lab import networks
+from dkdm_lab.cli import main
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.experiments import part_making, presets, studies
 from dkdm_lab.experiments.runs import Run
@@ -27,9 +28,10 @@ from dkdm_lab.teachers.pipelines import Pipeline
 
 # Forked from a process that has imported all this already.
 CHILDREN = multiprocessing.get_context("forkserver")
-CHILDREN.set_forkserver_preload(["dkdm_lab.experiments.studies", "dkdm_lab.teachers.distill"])
+CHILDREN.set_forkserver_preload(["dkdm_lab.experiments.studies", "dkdm_lab.teachers.distill", "dkdm_lab.cli"])
 
-KILLS = int(os.environ.get("DKDM_KILLS", "6"))  # of each kind; more for a long night
+# Of each kind; more for a long night. With the four sources of test_survival.py these are 47 at the least.
+KILLS = int(os.environ.get("DKDM_KILLS", "6"))
 RUN = {"batch_size": 16, "iterations": 12, "curve": 2, "checkpoint_every": 3, "steps": 3, "samples": 20}
 STUDY = {
     **{"samples": 20, "draws": 1, "guide_iterations": 12, "guide_batch_size": 8, "teacher_width": 4},
@@ -44,6 +46,13 @@ def run(method, **changes):
 
 def part(name):
     return Part(studies.get("digits", **STUDY), name).result(progress=False)
+
+
+def study():
+    """The command, for several parts one after the other, into a ledger."""
+    os.environ["DKDM_LEDGER"] = str(cache_dir() / "ledger")
+    words = [f"--set={name}={value}" for name, value in STUDY.items()]
+    assert main(["study", "digits", "--seeds=0", "--parts=vae-teacher,classifier-teacher", *words]) == 0
 
 
 def autoencoder():
@@ -68,6 +77,7 @@ KINDS = {
     "guide": lambda: part("guide-unseen"),
     "VAE": lambda: part("vae-teacher"),
     "classifier": lambda: part("classifier-teacher"),
+    "study": study,
     "export": export,
 }
 # Where a process can be killed: before each call of these.

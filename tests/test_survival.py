@@ -1,6 +1,7 @@
 """Trainings that are killed, stopped, or out of disk: what is left, and that they go on to the last bit."""
 
 import dataclasses
+import fcntl
 import functools
 import itertools
 import json
@@ -12,6 +13,7 @@ import random
 import resource
 import signal
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ import pytest
 import torch
 
 from dkdm_lab import networks
+from dkdm_lab.cli import main
 from dkdm_lab.data import GaussianMixture
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.pools import POOLS
@@ -261,6 +264,38 @@ def test_a_training_whose_terminal_is_closed_saves_itself(tmp_path):
     said = (tmp_path / "said").read_text(encoding="utf-8")
     assert said.startswith("stopped at iteration 31 of 120; saved in ")
     assert same(trained("dynamic", folder), unbroken("dynamic"))
+
+
+def command_on_a_terminal(folder):
+    """`dkdm train` as the shell's child on a terminal, which goes away as the teacher draws a synthetic set:
+    the kernel says so, and every line that is printed from then on is an error."""
+    os.setsid()
+    os.environ["DKDM_DATA_CACHE"] = str(folder)
+    master, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    os.dup2(terminal, 1), os.dup2(terminal, 2)
+    sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
+    step, steps = GaussianDiffusion.step, itertools.count(1)
+
+    def closing(*arguments):
+        if next(steps) == 8:
+            os.close(master)
+        return step(*arguments)
+
+    GaussianDiffusion.step = closing
+    settings = ("synthetic_images=600", "synthetic_steps=5", "iterations=4", "batch_size=16")
+    words = [f"--set={setting}" for setting in settings]
+    os._exit(main(["train", "--preset", "toy", "--method", "synthetic", *words]))
+
+
+def test_a_command_whose_terminal_is_closed_stops_in_order(tmp_path):
+    """Outside a training too: it leaves by its own code, and what it had drawn is kept, without litter."""
+    process = CHILDREN.Process(target=command_on_a_terminal, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 130
+    assert [file.name for file in tmp_path.rglob("*.npz")] == ["000000256.npz"]
+    assert not [*tmp_path.rglob(".new-*")]
 
 
 def test_a_second_request_stops_at_once(tmp_path):

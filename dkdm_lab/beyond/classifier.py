@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dkdm_lab.beyond.descent import descend
 from dkdm_lab.data.images import Shuffled, content_hash, to_model
+from dkdm_lab.system import budget
 from dkdm_lab.system.checkpoint import tensors_hash
 
 TEMPERATURE = 30.0  # DiffDFKD's
@@ -116,5 +117,6 @@ def train_classifier(
 def accuracy(classifier: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 512) -> float:
     """The share of uint8 images ``[N, C, H, W]`` that a classifier gives their labels ``[N]``."""
     device = next(classifier.parameters()).device
-    parts = [classifier(to_model(part).to(device)).argmax(1).cpu() for part in images.split(batch_size)]
-    return float((torch.cat(parts) == labels).float().mean())
+    parts = budget.each(images.split(batch_size))
+    found = [classifier(to_model(part).to(device)).argmax(1).cpu() for part in parts]
+    return float((torch.cat(found) == labels).float().mean())

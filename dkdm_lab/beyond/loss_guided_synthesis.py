@@ -20,6 +20,7 @@ from dkdm_lab.beyond.vae import LVAE
 from dkdm_lab.data.images import to_uint8
 from dkdm_lab.networks.classifier_free_guidance import Guided
 from dkdm_lab.sources import Conditions
+from dkdm_lab.system import budget
 from dkdm_lab.system.progress import progress_bar
 from dkdm_lab.system.seeds import numbered_noise
 from dkdm_lab.teachers.pipelines import Pipeline
@@ -183,7 +184,8 @@ def synthesise(
     of ``ddim`` spacing, see :meth:`GaussianDiffusion.timesteps`. conditions: of a conditional guide, taken in
     turn, or by ``labels`` where these are given, ``[n]`` int64. cutmix: mix the latents of a batch
     :data:`CUTS` times, a rectangle each, labels unchanged. resize: bring the guide's images to the size that
-    the losses take. Errors: ValueError where the guide's images have another shape than the losses take.
+    the losses take. Errors: ValueError where the guide's images have another shape than the losses take;
+    :class:`~dkdm_lab.system.budget.OutOfTime` between two steps.
     """
     denoiser, diffusion = guide.denoiser.eval(), guide.diffusion
     device = next(denoiser.parameters()).device
@@ -206,6 +208,7 @@ def synthesise(
         wanted = None if labels is None else labels[part].to(device)
         z = numbered_noise(seed, diffusion.T, range(part.start, part.stop), denoiser.shape, device)
         for number, (level, below) in enumerate(zip(levels, [*levels[1:], -1], strict=True)):
+            budget.check()  # with its gradient a step may take a minute
             t, s = (torch.full((size,), value, device=device) for value in (level, below))
             z.requires_grad_(step_size != 0)
             with torch.set_grad_enabled(step_size != 0):

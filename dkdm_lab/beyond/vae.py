@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from dkdm_lab.beyond.descent import descend
 from dkdm_lab.data.images import Shuffled, content_hash, to_uint8
 from dkdm_lab.diffusion import Gaussian
+from dkdm_lab.system import budget
 from dkdm_lab.system.checkpoint import tensors_hash
 
 SIGMA_X = math.sqrt(0.05)  # of p(x | z), in all pixels: 0.2236, the authors' sqrt(beta / 2) with beta = 0.1
@@ -311,7 +312,7 @@ def train_vae(
 def sample_vae(vae: LVAE, n: int, seed: int = 0, batch_size: int = 256) -> Tensor:
     """``n`` images of a VAE, the means of ``p(x | z)``: uint8 ``[n, C, H, W]`` on the CPU."""
     generator = torch.Generator().manual_seed(seed)
-    sizes = [min(batch_size, n - start) for start in range(0, n, batch_size)]
+    sizes = budget.each([min(batch_size, n - start) for start in range(0, n, batch_size)])
     return torch.cat([from_unit(vae(vae.noise(size, generator)).mean) for size in sizes])
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 # Formats of one still picture each, as Pillow reads them.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+# And no others under their names: Pillow would hand an EPS to Ghostscript, which runs programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _ORIENTATION = 0x0112  # of EXIF
 _GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "F")
 
@@ -28,10 +30,15 @@ def read_folder(folder: Path, shape: tuple[int, int, int] | None = None) -> Tens
     Errors: ValueError for a folder without images, and for an image that is no such: torn, of another size,
     with transparency, moving, or with numbers that have no white, as a float TIFF's.
     """
+    Image.init()  # all that Pillow reads; by itself it waits with some until it has to guess
     visible, left_out = [], Counter()
-    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+    for file in sorted(folder.rglob("*")):
+        if file.is_dir() and not file.is_symlink():
+            continue
         if any(part.startswith(".") for part in file.relative_to(folder).parts):
             left_out["hidden"] += 1
+        elif not file.is_file():  # a folder elsewhere, which is not followed; a pipe
+            left_out["links to folders" if file.is_dir() else "links or devices without a file"] += 1
         elif file.suffix.lower() in SUFFIXES:
             visible.append(file)
         else:
@@ -63,7 +70,7 @@ def _listed(counts: Counter) -> str:
 def _read(file: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, str | None]:
     """An image ``[C, H, W]``, uint8, and from what it was converted, if it was."""
     try:
-        with Image.open(file) as opened:  # which reads no more than its head
+        with Image.open(file, formats=_FORMATS) as opened:  # which reads no more than its head
             mode, (width, height) = opened.mode, opened.size
             turned = opened.getexif().get(_ORIENTATION, 1)
             if turned in (5, 6, 7, 8):
@@ -76,7 +83,8 @@ def _read(file: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, str |
             if getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO":
                 raise ValueError(f"found {opened.n_frames} frames, expected a still image")
             grey = shape[0] == 1 if shape else mode in _GREY
-            deep = any(";16" in str(tile) for tile in opened.tile)
+            # A PPM of 8 bits is read raw.
+            deep = mode == "RGB" and any(";16" in str(tile) or tile[0] == "ppm" for tile in opened.tile)
             image, how = _eight_bits(opened if turned == 1 else ImageOps.exif_transpose(opened))
             how = how or ("16-bit colours to 8 bits" if deep else None)  # which Pillow does
             wanted = "L" if grey else "RGB"
@@ -104,7 +112,7 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, str | None]:
         if low < 0 or high > 65535:
             raise ValueError(f"found pixels of {low} to {high}, expected 8 or 16 bits per channel")
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)), "16-bit grey to 8 bits"
-    if "A" in mode or "a" in mode or "transparency" in image.info:
+    if mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         whole = image.convert("RGBA")
         if whole.getextrema()[3][0] < 255:
             raise ValueError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dkdm_lab.diffusion import GaussianDiffusion
+from dkdm_lab.diffusion import GaussianDiffusion, widest
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,19 @@ class ExactDenoiser(nn.Module):
 
     def posterior(self, x: Tensor, log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
         """``E[x_0 | x_t]`` and each coordinate's ``Var[x_0 | x_t]`` for ``x_t`` ``[B, D]`` at ``[B, 1]``, in
-        float64."""
+        their dtype and on their device."""
         raise NotImplementedError
 
     def forward(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        x = x_t.double().flatten(1)
-        log_alpha_bar = self.diffusion.log_alpha_bar(t)[:, None].double()
+        x = x_t.to(widest(x_t.device)).flatten(1)
+        log_alpha_bar = self.diffusion.log_alpha_bar(t)[:, None]
         root, noise = torch.exp(0.5 * log_alpha_bar), -torch.expm1(log_alpha_bar)
         mean, variance = self.posterior(x, log_alpha_bar)
         eps = (x - root * mean) / noise.sqrt()
         if not self.learns_variance:
             return eps.view(x_t.shape).to(x_t.dtype), None
         c = self.diffusion.transition(t)
-        low, high = c.log_beta_tilde[:, None].double(), c.log_beta[:, None].double()
+        low, high = c.log_beta_tilde[:, None], c.log_beta[:, None]
         best = torch.log(c.beta_tilde[:, None] + c.coef_x0[:, None] ** 2 * variance)
         # Where the two bounds meet, v has no effect and no definition.
         v = 2 * (best - low) / (high - low).clamp(min=1e-12) - 1
@@ -121,7 +121,7 @@ class MixtureDenoiser(ExactDenoiser):
     def __init__(self, mixture: GaussianMixture, diffusion: GaussianDiffusion, learned: bool = True):
         super().__init__(diffusion, learned)
         self.mixture = mixture
-        self.register_buffer("means", mixture.means.double())
+        self.register_buffer("means", mixture.means)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,11 +129,11 @@ class MixtureDenoiser(ExactDenoiser):
 
     def posterior(self, x: Tensor, log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
         root, noise = torch.exp(0.5 * log_alpha_bar), -torch.expm1(log_alpha_bar)
-        data_variance = self.mixture.std**2
+        means, data_variance = self.means.to(x.dtype), self.mixture.std**2
         total = torch.exp(log_alpha_bar) * data_variance + noise  # of x_t around each scaled mean
-        offset = x[:, None] - root[:, :, None] * self.means  # [B, K, D]
+        offset = x[:, None] - root[:, :, None] * means  # [B, K, D]
         weight = torch.softmax(-0.5 * offset.square().sum(-1) / total, dim=1)[:, :, None]
-        centre = self.means + (root * data_variance / total)[:, :, None] * offset  # E[x_0 | x_t, k]
+        centre = means + (root * data_variance / total)[:, :, None] * offset  # E[x_0 | x_t, k]
         mean = (weight * centre).sum(1)
         variance = data_variance * noise / total + (weight * (centre - mean[:, None]).square()).sum(1)
         return mean, variance
@@ -145,24 +145,22 @@ class LowRankGaussianDenoiser(ExactDenoiser):
     def __init__(self, data: LowRankGaussian, diffusion: GaussianDiffusion, learned: bool = True):
         super().__init__(diffusion, learned)
         self.data = data
-        U, along = data.spectrum
-        self.register_buffer("mean", data.mean.double().flatten())
-        self.register_buffer("U", U)
-        self.register_buffer("along", along)
+        # No buffers: they are float64, and would go to a device that has none.
+        self.tables = data.mean.double().flatten(), *data.spectrum
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.data.mean.shape)
 
     def posterior(self, x: Tensor, log_alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+        mean, U, eigenvalues = (table.to(x.dtype).to(x.device) for table in self.tables)
         root, alpha_bar, noise = (
             torch.exp(0.5 * log_alpha_bar),
             log_alpha_bar.exp(),
             -torch.expm1(log_alpha_bar),
         )
         # The covariance over that of x_t, across the directions [B, 1] and along them [B, K].
-        across, along = (c / (alpha_bar * c + noise) for c in (self.data.std**2, self.along))
-        offset = x - root * self.mean
-        mean = self.mean + root * (across * offset + ((along - across) * (offset @ self.U)) @ self.U.T)
-        variance = noise * (across + (along - across) @ self.U.square().T)
-        return mean, variance
+        across, along = (c / (alpha_bar * c + noise) for c in (self.data.std**2, eigenvalues))
+        offset = x - root * mean
+        variance = noise * (across + (along - across) @ U.square().T)
+        return mean + root * (across * offset + ((along - across) * (offset @ U)) @ U.T), variance

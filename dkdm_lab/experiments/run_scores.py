@@ -84,9 +84,9 @@ def distance(run: Run, x: Tensor, keep: bool = False) -> dict:
     return score(images, reference, p.features, data.metrics, first=p.curve_samples, keep=keep)
 
 
-def images_of(run: Run, x: Tensor) -> Tensor:
-    """What was drawn as uint8 images: latents are decoded."""
-    return x if x.dtype == torch.uint8 else to_uint8(decode(run.vae(), x))
+def images_of(run: Run, x: Tensor, timed: bool = True) -> Tensor:
+    """What was drawn as uint8 images: latents are decoded. timed: as of :func:`draw`."""
+    return x if x.dtype == torch.uint8 else to_uint8(decode(run.vae(), x, timed=timed))
 
 
 def _reference(run: Run) -> Tensor:
@@ -98,7 +98,7 @@ def keep_samples(run: Run, denoiser: nn.Module) -> None:
     """Keep the first of an evaluation's samples to look at: images side by side in ``samples.png``."""
     if judged(run.preset.data).of_images:
         drawn = draw(run, denoiser, SHOWN, run.preset.steps, run.seed + 3, timed=False)
-        strip = torch.cat([*images_of(run, drawn)], dim=2).permute(1, 2, 0).squeeze(-1)
+        strip = torch.cat([*images_of(run, drawn, timed=False)], dim=2).permute(1, 2, 0).squeeze(-1)
         with whole(run.folder / "samples.png") as file:
             Image.fromarray(strip.numpy()).save(file, format="png")
 
@@ -121,7 +121,7 @@ def teacher_error(run: Run, denoiser: nn.Module) -> dict:
         t = torch.randint(p.T // 4, (len(x0),), generator=generator) + quarter * p.T // 4
         x_t = run.diffusion.q_sample(x0, t, noise)
         errors = []
-        for x, level in zip(x_t.split(256), t.split(256), strict=True):
+        for x, level in budget.each(zip(x_t.split(256), t.split(256), strict=True)):
             x, level = x.to(device()), level.to(device())
             with torch.no_grad():
                 eps = [one(x, level)[0] for one in (denoiser, teacher)]

@@ -10,6 +10,7 @@ import contextlib
 import math
 import re
 import stat
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,22 @@ def weights_of(part: Path, variant: str | None = None) -> Weights:
     return Weights(tuple(forms.get("safetensors") or forms["bin"]), variant)
 
 
+def not_inflated(file: Path) -> None:
+    """ValueError for weights in a pickle that unpack to more than they take on the disk: torch compresses
+    none, and who does may mean to fill the memory."""
+    if file.suffix == ".safetensors" or not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as opened:
+            size = sum(entry.file_size for entry in opened.infolist())
+    except (zipfile.BadZipFile, NotImplementedError):
+        return  # torch has better words for what it cannot read
+    if size > file.stat().st_size:
+        raise ValueError(
+            f"{file}: found {size:,} bytes packed into {file.stat().st_size:,}, expected weights as they are"
+        )
+
+
 _MOST_NUMBER, _MOST_ENTRIES = 10**7, 1000
 
 
@@ -173,10 +190,10 @@ def plausible(file: Path, config: dict) -> None:
             )
 
 
-def build_within(build, weights: Weights, file: Path) -> None:
+def build_within(build, counts: tuple[int, int], file: Path) -> None:
     """Build a network on the meta device, where it takes no memory, and stop as soon as it is larger than its
-    weights: ValueError. build: makes the network."""
-    numbers, tensors = weights.counts
+    weights: ValueError. build: makes the network. counts: of the weights' numbers and tensors, at most."""
+    numbers, tensors = counts
     most = {"numbers": 2 * numbers + 10**6, "tensors": 4 * tensors + 1000, "modules": 50 * tensors + 10_000}
     seen = dict.fromkeys(most, 0)
 
@@ -229,7 +246,7 @@ def read_model(folder: Path, classes: Mapping[str, type], variant: str | None = 
     shards_within(weights)
     try:
         with quiet():
-            build_within(lambda: classes[name].from_config(config), weights, config_file)
+            build_within(lambda: classes[name].from_config(config), weights.counts, config_file)
             model, info = classes[name].from_pretrained(
                 folder,
                 output_loading_info=True,
@@ -241,9 +258,9 @@ def read_model(folder: Path, classes: Mapping[str, type], variant: str | None = 
     except ValueError as error:
         if str(error).startswith(str(folder)):  # ours
             raise
-        raise ValueError(f"{folder}: the checkpoint cannot be read ({_short(error)})") from error
+        raise ValueError(f"{folder}: the checkpoint cannot be read ({shortened(error)})") from error
     except Exception as error:  # diffusers raises many kinds here; one clear kind leaves
-        raise ValueError(f"{folder}: the checkpoint cannot be read ({_short(error)})") from error
+        raise ValueError(f"{folder}: the checkpoint cannot be read ({shortened(error)})") from error
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
     if wrong := {kind: list(keys)[:5] for kind, keys in info.items() if keys and kind in kinds}:
         raise ValueError(f"{folder}: weights and config.json do not agree: {wrong}")
@@ -262,9 +279,11 @@ def quiet() -> Iterator[None]:
 
 
 def shards_within(weights: Weights) -> None:
-    """ValueError where an index of weights names a file outside its folder, or one that is not there."""
+    """ValueError where an index of weights names a file outside its folder, or one that is not there, or
+    where one of them unpacks to more than it is."""
     names = {file.name for file in weights.files}
     for file in weights.files:
+        not_inflated(file)
         if file.suffix == ".json":
             shards = read_json(file).get("weight_map")
             if not isinstance(shards, dict) or not {str(shard) for shard in shards.values()} <= names:
@@ -273,7 +292,8 @@ def shards_within(weights: Weights) -> None:
                 )
 
 
-def _short(error: BaseException) -> str:
+def shortened(error: BaseException) -> str:
+    """What a library says of an error, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]} ..."
 

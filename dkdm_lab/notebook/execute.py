@@ -95,7 +95,7 @@ def _clean(notebook: nbformat.NotebookNode) -> None:
 
 
 if __name__ == "__main__":
-    interruptible()  # by a scheduler's request too, and by a terminal that is closed
-    failure = execute(*map(Path, sys.argv[1:4]), ast.literal_eval(sys.argv[4]))
+    with interruptible(once=True):  # by a scheduler's request too, and by a terminal that is closed
+        failure = execute(*map(Path, sys.argv[1:4]), ast.literal_eval(sys.argv[4]))
     if failure:
         sys.exit(failure)

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 Item = TypeVar("Item")
 # The exit code of a command whose budget ended before its work: the system's EX_TEMPFAIL, "call again".
@@ -151,13 +151,12 @@ class Requests:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        _heard_again(self._before)
         _listening.remove(self)
 
-    def _hear(self, number: int, _frame: object) -> None:
+    def _hear(self, number: int, frame: object) -> None:
         if self.came or self.hurried:
-            raise Stopped(f"stopped by {signal.Signals(number).name}")
+            _interrupt(number, frame)
         self.came = True
 
     @contextlib.contextmanager
@@ -173,9 +172,25 @@ class Requests:
 _listening: list[Requests] = []
 
 
-def interruptible() -> None:
-    """From here on this process takes every request to stop as Ctrl-C."""
-    _heard_by(signal.default_int_handler)
+@contextlib.contextmanager
+def interruptible(once: bool = False) -> Iterator[None]:
+    """In the block every request to stop interrupts as Ctrl-C does, by :class:`Stopped`, but where a training
+    hears it. once: the first alone, so that what the interruption sets off is not interrupted itself: who
+    closes a terminal, or presses Ctrl-C, asks a whole group of processes, whose parent may ask once more."""
+
+    def first(number: int, frame) -> None:
+        _heard_by(signal.SIG_IGN)
+        _interrupt(number, frame)
+
+    before = _heard_by(first if once else _interrupt)
+    try:
+        yield
+    finally:
+        _heard_again(before)
+
+
+def _interrupt(number: int, _frame) -> NoReturn:
+    raise Stopped(f"stopped by {signal.Signals(number).name}; what was saved before stays")
 
 
 def _heard_by(handler) -> dict:
@@ -186,3 +201,8 @@ def _heard_by(handler) -> dict:
     # Under nohup a closed terminal is to be no request; and None is what is not written in Python.
     found = {n: h for n, h in found.items() if h is not None and (n, h) != (_HANGUP, signal.SIG_IGN)}
     return {number: signal.signal(number, handler) for number in found}
+
+
+def _heard_again(before: dict) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)

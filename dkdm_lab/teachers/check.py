@@ -87,8 +87,11 @@ def answers(
     def ask(x_t: Tensor, t: Tensor) -> Tensor:
         return denoiser(x_t, t, *(() if given is None else (given,)))[0]
 
+    def mean(x: Tensor) -> float:  # on the CPU, for not every device has float64
+        return float(x.cpu().double().mean())
+
     def share(x: Tensor, of: Tensor) -> float:
-        return float(x.double().square().mean() / of.double().square().mean())
+        return mean(x.square()) / mean(of.square())
 
     near_noise = share(ask(noise, top) - noise, noise)
     steps = min(steps, diffusion.T)
@@ -99,8 +102,8 @@ def answers(
         eps = numbered_noise(seed + 1, int(t[0]), range(n), denoiser.shape, device)
         found = ask(diffusion.q_sample(x0, t, eps), t)
         r.append(share(found - eps, eps))
-        b.append(float((found * eps).double().mean() / eps.double().square().mean()))
-    return Answers(near_noise, tuple(r), tuple(b), float(x0.double().std()))
+        b.append(mean(found * eps) / mean(eps.square()))
+    return Answers(near_noise, tuple(r), tuple(b), float(x0.cpu().double().std()))
 
 
 def require(teacher: Pipeline, conditions: Conditions | None = None) -> Answers:

@@ -24,6 +24,7 @@ from dkdm_lab.networks.denoiser import Denoiser, as_saved
 from dkdm_lab.networks.folders import find_folder, look_through, part_of, read_model
 from dkdm_lab.networks.schedulers import ddpm_scheduler, read_scheduler
 from dkdm_lab.sources import Conditions
+from dkdm_lab.system import budget
 from dkdm_lab.system.files import whole_folder
 from dkdm_lab.teachers import text
 from dkdm_lab.teachers.export import copy_parts, read_index
@@ -278,10 +279,12 @@ class Pipeline:
 
 
 @torch.no_grad()
-def decode(vae: nn.Module, latents: Tensor, batch_size: int = 32) -> Tensor:
-    """Latents as a diffusion model gives them, decoded to images ``[N, C, H, W]`` in [-1, 1], on the CPU."""
+def decode(vae: nn.Module, latents: Tensor, batch_size: int = 32, timed: bool = True) -> Tensor:
+    """Latents as a diffusion model gives them, decoded to images ``[N, C, H, W]`` in [-1, 1], on the CPU.
+    timed: whether a budget of minutes may end it between two batches."""
     images = []
-    for part in latents.split(batch_size):
+    parts = latents.split(batch_size)
+    for part in budget.each(parts) if timed else parts:
         mean, scale = _latent_terms(vae, part)
         images.append(vae.decode((part / scale + mean).to(vae.device, vae.dtype)).sample.float().cpu())
     return torch.cat(images)
@@ -292,7 +295,7 @@ def encode(vae: nn.Module, images: Tensor, batch_size: int = 32) -> Tensor:
     """uint8 images ``[N, C, H, W]`` as the latents of a diffusion model, on the CPU; of those that a KL
     encoder allows the mean."""
     latents = []
-    for part in images.split(batch_size):
+    for part in budget.each(images.split(batch_size)):
         found = vae.encode(to_model(part).to(vae.device, vae.dtype))
         if isinstance(vae, VQModel):
             found = found.latents

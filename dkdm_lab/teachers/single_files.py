@@ -14,6 +14,7 @@ from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from torch import Tensor
 
 from dkdm_lab.networks.denoiser import Denoiser
+from dkdm_lab.networks.folders import build_within, not_inflated, shortened
 from dkdm_lab.networks.schedulers import diffusion_of
 from dkdm_lab.networks.unet import adm_unet
 
@@ -32,7 +33,7 @@ def load_adm(
     if "input_blocks.0.0.weight" not in state:
         raise ValueError(f"{path}: found no 'input_blocks.0.0.weight', expected an ADM U-Net's weights")
     with _named(path):
-        return Denoiser(adm_to_unet(state, size, head_channels, new_attention_order)).eval()
+        return Denoiser(adm_to_unet(state, size, head_channels, new_attention_order, path)).eval()
 
 
 def load_ldm(
@@ -46,7 +47,6 @@ def load_ldm(
     denoiser's ``diffusion`` too. ValueError where a key is missing or left over, or for a conditional model.
     """
     state = _read_weights(path)
-    state = state.get("state_dict", state)
     prefix = "model.diffusion_model."
     unet = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     first_stage = {key: value for key, value in state.items() if key.startswith("first_stage_model.")}
@@ -61,8 +61,8 @@ def load_ldm(
         unet[key] = state.get(f"model_ema.diffusion_model{key.replace('.', '')}", unet[key])
     with _named(path):
         scheduler = _scheduler(state["betas"])
-        network = adm_to_unet(unet, size, head_channels, new_attention_order=False)
-        vae = _first_stage(first_stage, float(state.get("scale_factor", 1.0)))
+        network = adm_to_unet(unet, size, head_channels, new_attention_order=False, path=path)
+        vae = _first_stage(first_stage, float(state.get("scale_factor", 1.0)), path)
     return Denoiser(network, diffusion_of(scheduler)).eval(), vae, scheduler
 
 
@@ -74,11 +74,18 @@ class _Inert:
 def _named(path: str | Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, RuntimeError) as error:  # RuntimeError is torch's, where shapes do not fit
-        raise ValueError(f"{path}: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{path}: {error.args[0]} is missing") from error
+    except Exception as error:  # where shapes do not fit, or weights are none, torch and diffusers raise many
+        said = shortened(error)
+        raise ValueError(said if said.startswith(str(path)) else f"{path}: {said}") from error
 
 
 def _read_weights(path: str | Path) -> dict:
+    """The weights of a file, of no more than it holds; what is beside them is left as it was."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path}: found a pipe, a device or a folder, expected a file of weights")
+    not_inflated(Path(path))
     # Lightning names its callbacks in a checkpoint by their classes.
     callback = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
     try:
@@ -87,8 +94,37 @@ def _read_weights(path: str | Path) -> dict:
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path}: not a readable checkpoint of plain weights ({error})") from error
-    return state if isinstance(state, dict) else {}
+        raise ValueError(
+            f"{path}: not a readable checkpoint of plain weights ({shortened(error)})"
+        ) from error
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+    if not isinstance(state, dict):
+        return {}
+    state = {key: value for key, value in state.items() if isinstance(key, str)}
+    _plausible(Path(path), state)
+    return state
+
+
+def _plausible(path: Path, state: dict) -> None:
+    """ValueError for tensors of more numbers than the file has, and for numbers of blocks in names that so
+    few keys cannot have: networks are built by both."""
+    most = 4 * path.stat().st_size  # some share their numbers
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            most -= value.numel()
+            if value.layout is not torch.strided or most < 0:
+                raise ValueError(
+                    f"{path}: found {key} of {tuple(value.shape)}, expected no more than it holds"
+                )
+        if any(len(number) > 6 or int(number) > len(state) for number in re.findall(r"\d+", key)):
+            raise ValueError(
+                f"{path}: found a key {key[:80]!r} among {len(state)}, expected their blocks in turn"
+            )
+
+
+def _counts(state: dict) -> tuple[int, int]:
+    return sum(value.numel() for value in state.values()), len(state)
 
 
 def _scheduler(betas: Tensor) -> DDIMScheduler:
@@ -101,7 +137,7 @@ def _scheduler(betas: Tensor) -> DDIMScheduler:
     return DDIMScheduler(trained_betas=betas.tolist(), **options)
 
 
-def _first_stage(state: dict[str, Tensor], scaling_factor: float) -> VQModel:
+def _first_stage(state: dict[str, Tensor], scaling_factor: float, path: str | Path) -> VQModel:
     state = {key: value for key, value in state.items() if not key.startswith("first_stage_model.loss.")}
     codes = state.pop("first_stage_model.quantize.embedding.weight", None)
     if codes is None:
@@ -116,7 +152,7 @@ def _first_stage(state: dict[str, Tensor], scaling_factor: float) -> VQModel:
     blocks = 1 + max(
         int(m.group(1)) for key in state if (m := re.search(r"encoder\.down\.0\.block\.(\d+)", key))
     )
-    vae = VQModel(
+    layout = dict(
         in_channels=shape("encoder.conv_in.weight")[1],
         out_channels=shape("decoder.conv_out.weight")[0],
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -128,6 +164,8 @@ def _first_stage(state: dict[str, Tensor], scaling_factor: float) -> VQModel:
         vq_embed_dim=codes.shape[1],
         scaling_factor=scaling_factor,
     )
+    build_within(lambda: VQModel(**layout), _counts(state), Path(path))
+    vae = VQModel(**layout)
     found = convert_ldm_vae_checkpoint(dict(state), vae.config)
     used = {value.data_ptr() for value in found.values()}
     if left := [key for key, value in state.items() if value.data_ptr() not in used]:
@@ -138,14 +176,16 @@ def _first_stage(state: dict[str, Tensor], scaling_factor: float) -> VQModel:
 
 
 def adm_to_unet(
-    state: dict[str, Tensor], size: int, head_channels: int, new_attention_order: bool
+    state: dict[str, Tensor], size: int, head_channels: int, new_attention_order: bool, path: str | Path
 ) -> UNet2DModel:
-    """An ADM state dict as a ``UNet2DModel`` with the same outputs; strict in both directions."""
+    """An ADM state dict as a ``UNet2DModel`` with the same outputs; strict in both directions. path: of its
+    file, for messages."""
     left = {key: value.float() for key, value in state.items() if isinstance(value, Tensor)}
     try:
         layout = _adm_layout(left, size)
     except KeyError as error:
         raise ValueError(f"U-Net: {error.args[0]} is missing") from error
+    build_within(lambda: adm_unet(**layout, head_channels=head_channels), _counts(left), Path(path))
     network = adm_unet(**layout, head_channels=head_channels)
     weights: dict[str, Tensor] = {}
 

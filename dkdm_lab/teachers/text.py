@@ -17,6 +17,7 @@ from dkdm_lab.networks.families import pack
 from dkdm_lab.networks.folders import build_within, look_through, plausible, shards_within, weights_of
 from dkdm_lab.networks.schedulers import read_json
 from dkdm_lab.sources import Conditions
+from dkdm_lab.system import budget
 
 # Nothing else is ever made from what a file names.
 ENCODERS = """
@@ -98,7 +99,8 @@ def embed(
         return {part: found[place].float().cpu() for place, part in text.parts.items()}
 
     try:
-        batches = [encode(prompts[at : at + batch_size]) for at in range(0, len(prompts), batch_size)]
+        starts = budget.each(range(0, len(prompts), batch_size))
+        batches = [encode(prompts[at : at + batch_size]) for at in starts]
         null = encode([""])
     except Exception as error:  # of libraries that raise many kinds
         raise ValueError(f"{folder}: its text encoders cannot embed prompts ({error})") from error
@@ -138,7 +140,7 @@ def _read(folder: Path, part: str, name: str):
         config = kind.config_class.from_dict(_config(place))
         weights = weights_of(place)
         shards_within(weights)
-        build_within(lambda: kind(config), weights, place / "config.json")
+        build_within(lambda: kind(config), weights.counts, place / "config.json")
         encoder = kind.from_pretrained(place, variant=weights.variant, **options)
     except ValueError as error:
         if str(error).startswith(str(place)):
