@@ -2,6 +2,7 @@
 the pool as by the pipeline itself, distilled, and sampled by plain diffusers from the export."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -49,6 +50,7 @@ from transformers import (
 
 from dkdm_lab import cli
 from dkdm_lab.networks import NETWORK_CLASSES, Denoiser
+from dkdm_lab.networks.families import unpack
 from dkdm_lab.networks.schedulers import flow_levels, flow_scale
 from dkdm_lab.pools import IterativePool, ShuffledPool
 from dkdm_lab.teachers.pipelines import Pipeline
@@ -324,6 +326,28 @@ def test_it_is_asked_as_its_pipeline_asks(kind, made):
         eps, v = teacher.denoiser(x, t.long().expand(2), conditions[torch.arange(2)])
     assert v is None
     assert_close(eps, output[:, :4], atol=1e-5, rtol=1e-5)
+
+
+def test_an_sdxl_without_its_first_encoder(made):
+    """As refiners have it: ``[null, null]`` in the index."""
+    folder = made("StableDiffusionXL")
+    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    torch.manual_seed(0)
+    UNet2DConditionModel.from_config(config | {"cross_attention_dim": 16}).save_pretrained(folder / "unet")
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text(encoding="utf-8"))
+    for part in ("text_encoder", "tokenizer"):
+        index[part] = [None, None]
+        shutil.rmtree(folder / part)
+    file.write_text(json.dumps(index), encoding="utf-8")
+    teacher, conditions = read(folder, "StableDiffusionXL")
+    pipeline = silent(DiffusionPipeline.from_pretrained(folder))
+    expected, _, pooled, _ = pipeline.encode_prompt(conditions.names)
+    parts = unpack(conditions.values, teacher.denoiser.terms.layout)
+    assert_close(parts["encoder_hidden_states"], expected)
+    assert_close(parts["text_embeds"], pooled)
+    teacher.save(folder.parent / "out", teacher.student("x0.5"), {})
+    assert len(read(folder.parent / "out", "StableDiffusionXL")[1]) == 2
 
 
 # -- flows of networks without prompts ------------------------------------------------------------------
