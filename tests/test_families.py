@@ -51,7 +51,7 @@ from transformers import (
 from dkdm_lab import cli
 from dkdm_lab.networks import NETWORK_CLASSES, Denoiser
 from dkdm_lab.networks.families import unpack
-from dkdm_lab.networks.schedulers import flow_levels, flow_scale
+from dkdm_lab.networks.schedulers import diffusion_of, flow_levels, flow_scale, read_scheduler
 from dkdm_lab.pools import IterativePool, ShuffledPool
 from dkdm_lab.teachers.pipelines import Pipeline
 from dkdm_lab.training import train
@@ -270,6 +270,46 @@ def test_the_pool_walks_as_the_pipeline_itself(kind, made):
         assert_close(found, state, atol=1e-5, rtol=1e-5)
         next(pool)
     assert len(expected) == T + 1
+
+
+# The schedulers of the public models, and how many tokens one of their images has: SD3 Medium and FLUX.1-dev
+# at 1,024 pixels, FLUX at 256 too, SANA, which solves its flow by another method, AuraFlow, Lumina2.
+PUBLIC = {
+    "StableDiffusion3": (FlowMatchEulerDiscreteScheduler(1000, shift=3.0), 4096),
+    "Flux": (FlowMatchEulerDiscreteScheduler(1000, shift=3.0, use_dynamic_shifting=True), 4096),
+    "Flux, small": (FlowMatchEulerDiscreteScheduler(1000, shift=3.0, use_dynamic_shifting=True), 256),
+    "Sana": (
+        DPMSolverMultistepScheduler(
+            1000, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        1024,
+    ),
+    "AuraFlow": (FlowMatchEulerDiscreteScheduler(1000, shift=1.73), 4096),
+    "Lumina2": (FlowMatchEulerDiscreteScheduler(1000, shift=6.0), 4096),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_move_is_the_schedulers_step_at_each_of_a_thousand_levels(name, tmp_path):
+    """Whatever the velocity."""
+    published, sequence = PUBLIC[name]
+    published.save_pretrained(tmp_path)
+    scheduler = read_scheduler(tmp_path)
+    diffusion, levels = diffusion_of(scheduler, sequence), flow_levels(scheduler, sequence)
+    assert diffusion.T == len(levels.timesteps) == 1000
+    if name == "Sana":  # its own solver ends a little lower, at 0.003 and not at 0.009
+        published.set_timesteps(1000)
+        assert_close(levels.sigmas[:-1], published.sigmas[:-1], atol=6e-3, rtol=0)
+    y, v, t = torch.randn(1000, 4, 2, 2), torch.randn(1000, 4, 2, 2), torch.arange(1000)
+    expected = [
+        levels.step(v[t : t + 1], levels.timesteps[999 - t], y[t : t + 1], return_dict=False)[0]
+        for t in range(999, -1, -1)
+    ]
+    own = flow_scale(diffusion, t).view(-1, 1, 1, 1)
+    below = torch.cat([torch.ones(1, 1, 1, 1), own[:-1]])
+    x = y / own.float()
+    moved = diffusion.ddim(x, t, diffusion.predict_eps("flow_prediction", x, t, v), t - 1)
+    assert_close(moved * below.float(), torch.cat(expected[::-1]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", PAINTERS)
