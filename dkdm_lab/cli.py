@@ -154,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
         "inspect",
         help="say what a teacher is, and whether it denoises",
         description="Say what a teacher was recognised as and what its distillation would take, and ask it a "
-        "few questions whose answers are known.",
+        "few questions whose answers are known. What they cannot show: a wrong --head-channels, unless "
+        "another does better by a tenth near pure noise, and a teacher of few steps whose files look like "
+        "any other's.",
     )
     _add_teacher(inspect)
     inspect.add_argument("--student", help=kinds(Distillation)["student"].meaning)
@@ -355,19 +357,20 @@ def _measure(options: argparse.Namespace) -> None:
         print(file.relative_to(results_dir()), flush=True)
 
 
-def _teacher(options: argparse.Namespace, legacy: bool | None = None):
+def _teacher(options: argparse.Namespace, **others):
+    """The teacher that the options name, or with others in their place."""
     from dkdm_lab.diffusion import GaussianDiffusion
     from dkdm_lab.teachers.pipelines import Pipeline
 
-    return Pipeline.from_pretrained(
-        options.teacher,
-        diffusion=getattr(GaussianDiffusion, options.schedule)(options.steps),
-        size=options.size,
-        head_channels=options.head_channels,
-        new_attention_order=not (options.legacy_attention if legacy is None else legacy),
-        variant=options.variant,
-        dtype=options.teacher_dtype,
-    )
+    asked = {
+        "diffusion": getattr(GaussianDiffusion, options.schedule)(options.steps),
+        "size": options.size,
+        "head_channels": options.head_channels,
+        "new_attention_order": not options.legacy_attention,
+        "variant": options.variant,
+        "dtype": options.teacher_dtype,
+    }
+    return Pipeline.from_pretrained(options.teacher, **asked | others)
 
 
 def _conditions(options: argparse.Namespace, teacher):
@@ -391,12 +394,16 @@ def _asked(options: argparse.Namespace, teacher, conditions) -> None:
     from dkdm_lab.system.provenance import device
     from dkdm_lab.teachers import check
 
-    found = check.require(teacher.to(device()), conditions)
-    if str(options.teacher).endswith((".pt", ".pth")):
-        order = not options.legacy_attention
-        problem = check.other_order(options.teacher, found, lambda new: _teacher(options, not new), order)
+    teacher.to(device())
+    if options.teacher.endswith((".pt", ".pth", ".ckpt")):
+        order = None if options.teacher.endswith(".ckpt") else not options.legacy_attention
+        read = functools.partial(_teacher, options)
+        problem = check.other_options(
+            options.teacher, teacher, conditions, read, options.head_channels, order
+        )
         if problem:
             raise ValueError(f"{problem} (--force distils it all the same)")
+    check.require(teacher, conditions, options.teacher)
 
 
 def _inspect(options: argparse.Namespace) -> None:
