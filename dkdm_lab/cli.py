@@ -18,7 +18,7 @@ from dkdm_lab.experiments.preset import Preset
 from dkdm_lab.system import budget
 from dkdm_lab.system.options import Command, folder, listed, option, setting, table, writable
 from dkdm_lab.system.paths import cache_dir, models_dir, results_dir
-from dkdm_lab.system.settings import Compile, Count, CountOrNone, Levels, Seed, kinds
+from dkdm_lab.system.settings import Compile, Count, CountOrNone, Levels, Seed, Tracker, kinds
 from dkdm_lab.teachers.distillation import Distillation
 
 EXIT_CODES = (
@@ -84,6 +84,7 @@ def _add_teacher(command: Command) -> None:
         "--teacher-dtype", choices=("float32", "bfloat16", "float16"), default="float32",
         help="in which the teacher computes (default: float32)",
     )  # fmt: skip
+    command.add_argument("--device", help="as cpu or cuda:1 (default: a GPU if there is one)")
     command.add_argument("--prompts", metavar="FILE", help="a text-to-image teacher's prompts, one per line")
     no_label = "the label that stands for none, where a class-conditional U-Net has one"
     command.add("--null-class", Annotated[CountOrNone, no_label])
@@ -214,6 +215,14 @@ def _add_distill(commands) -> None:
         "--compile", nargs="?", const="default", choices=get_args(Compile), metavar="MODE",
         help="compile both networks by torch.compile; reduce-overhead records CUDA graphs",
     )  # fmt: skip
+    twice = "compute the student's activations twice, for less memory (gradient checkpointing)"
+    distil.add_argument("--checkpointing", action="store_true", help=twice)
+    distil.add("--log-with", Annotated[Tracker, "tell one of accelerate's trackers the losses too"])
+    distil.add_argument(
+        "--push-to-hub",
+        metavar="NAME",
+        help="a repository on the Hub that gets the student once all is saved",
+    )
     distil.add(
         "--evaluate", Annotated[CountOrNone, "compare so many images with the teacher's (FID')"], default=0
     )
@@ -257,10 +266,11 @@ def _carry_out(options: argparse.Namespace) -> int:
             _study(options)
         elif options.command == "measure":
             _measure(options)
-        elif options.command == "distill":
-            _distill(options)
-        elif options.command == "inspect":
-            _inspect(options)
+        elif options.command in ("distill", "inspect"):
+            from dkdm_lab.system import provenance
+
+            with provenance.on(options.device):
+                (_distill if options.command == "distill" else _inspect)(options)
         elif options.command == "train":
             _train(options)
         elif options.command == "publish":
@@ -422,6 +432,7 @@ def _distill(options: argparse.Namespace) -> None:
     settings = Distillation(**{name: getattr(options, name) for name in kinds(Distillation)})
     from dkdm_lab.metrics.scores import require
     from dkdm_lab.system import distributed
+    from dkdm_lab.system.progress import say
     from dkdm_lab.teachers import check, distill
 
     if options.evaluate and distributed.rank() == 0:
@@ -441,7 +452,10 @@ def _distill(options: argparse.Namespace) -> None:
         options.checkpoint_every,
         compile=options.compile,
         samples=options.samples,
-        report=functools.partial(print, flush=True),
+        report=say,
+        checkpointing=options.checkpointing,
+        log_with=options.log_with,
+        push_to_hub=options.push_to_hub,
     )
     print(options.out)
 
