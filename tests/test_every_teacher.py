@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, PixArtAlphaPipeline
+from diffusers import DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, PixArtAlphaPipeline
 from safetensors.torch import load_file, save_file
 from test_families import PAINTERS
 from test_layouts import NONSENSE, flat
@@ -46,6 +46,11 @@ def flow_unet(folder):
     FlowMatchEulerDiscreteScheduler(T, shift=3.0).save_pretrained(folder / "scheduler")
 
 
+def edm_unet(folder):
+    unet().save_pretrained(folder / "unet")
+    EDMEulerScheduler(num_train_timesteps=T).save_pretrained(folder / "scheduler")
+
+
 FAMILIES = {
     "DDPM": KINDS["ddpm"],
     "DDPM, flat": lambda folder: flat(folder, unet(), DDPMScheduler(num_train_timesteps=T), pickled=False),
@@ -57,6 +62,7 @@ FAMILIES = {
     "Stable Diffusion 1": stable_diffusion,
     "Stable Diffusion 2, v": stable_diffusion_2,
     "Stable Diffusion XL": painter("StableDiffusionXL"),
+    "Playground v2.5, EDM": painter("Playground"),
     "PixArt-alpha": pixart_alpha,
     "PixArt-sigma": painter("PixArtSigma"),
     "Stable Diffusion 3": painter("StableDiffusion3"),
@@ -65,6 +71,7 @@ FAMILIES = {
     "AuraFlow": painter("AuraFlow"),
     "Lumina2": painter("Lumina2"),
     "U-Net that predicts velocity": flow_unet,
+    "U-Net of EDM": edm_unet,
 }
 OPTIONS = {
     "ADM file": {"size": 8, "head_channels": 16},

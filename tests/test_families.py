@@ -15,6 +15,8 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -197,9 +199,17 @@ def sdxl(folder):
     )
 
 
+def playground(folder):
+    """SDXL preconditioned as EDM, as Playground v2.5 is; its VAE has a mean and a standard deviation."""
+    parts = dict(sdxl(folder).components)
+    parts["scheduler"] = EDMDPMSolverMultistepScheduler(num_train_timesteps=T)
+    parts["vae"] = vae(4, latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0])
+    return StableDiffusionXLPipeline(**parts, add_watermarker=False)
+
+
 PAINTERS = {
     "StableDiffusion3": sd3, "Flux": flux, "Sana": sana, "AuraFlow": aura, "Lumina2": lumina2,
-    "PixArtSigma": pixart, "StableDiffusionXL": sdxl,
+    "PixArtSigma": pixart, "StableDiffusionXL": sdxl, "Playground": playground,
 }  # fmt: skip
 FLOWS = ("StableDiffusion3", "Flux", "Sana", "AuraFlow", "Lumina2")
 
@@ -427,6 +437,46 @@ def test_a_plain_network_may_predict_velocity(shift, options, tmp_path):
     assert_close(torch.from_numpy(again.diffusion.betas), torch.from_numpy(diffusion.betas))
     student.save_pretrained(tmp_path / "alone", diffusion)
     assert Denoiser.from_pretrained(tmp_path / "alone").prediction == "flow_prediction"
+
+
+@pytest.mark.parametrize("kind", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("options", [{}, {"sigma_schedule": "exponential", "sigma_data": 1.3}])
+def test_an_edm_network_is_walked_as_by_its_scheduler(kind, prediction, options, tmp_path):
+    """One step of the pool at every level is diffusers' Euler step; the student is as its teacher."""
+    torch.manual_seed(0)
+    unet().save_pretrained(tmp_path / "unet")
+    kind(num_train_timesteps=20, prediction_type=prediction, **options).save_pretrained(
+        tmp_path / "scheduler"
+    )
+    teacher = Pipeline.from_pretrained(tmp_path)
+    diffusion, denoiser = teacher.diffusion, teacher.denoiser
+    assert (denoiser.prediction, diffusion.T, diffusion.schedule) == ("v_prediction", 20, "edm")
+    data = options.get("sigma_data", 0.5)
+    scheduler = EDMEulerScheduler.from_config(teacher.scheduler.config)
+    scheduler.set_timesteps(20)
+    scale = (scheduler.sigmas**2 + data**2).sqrt().flip(0).view(-1, 1, 1, 1)  # the first of them: sigma = 0
+    x, t, moved = torch.randn(20, 3, 8, 8), torch.arange(20), []
+    with torch.no_grad():
+        for level in range(19, -1, -1):
+            y, time = x[level : level + 1] * scale[level + 1], scheduler.timesteps[19 - level]
+            output = denoiser.network(scheduler.scale_model_input(y, time), time).sample
+            moved.append(scheduler.step(output, time, y, return_dict=False)[0])
+        found = diffusion.ddim(x, t, denoiser(x, t)[0], t - 1)
+    # By the size of a sample: that of the first levels is up to 80.
+    assert_close(found, torch.cat(moved[::-1]) / scale[:-1], atol=1e-5, rtol=1e-5)
+    assert_close(teacher.decode(found[:1]), moved[-1], atol=1e-5, rtol=1e-5)
+    same = denoiser.around(denoiser.network)
+    _, history = train(
+        same, ShuffledPool(diffusion, denoiser, 2), diffusion, 1, lr=0.0, log_every=1, progress=False
+    )
+    assert history.simple == [0.0]
+    teacher.save(tmp_path / "out", teacher.student("x0.5"), {})
+    teacher.student("x0.5").save_pretrained(tmp_path / "alone", diffusion)
+    for name in ("out", "alone"):
+        again = Pipeline.from_pretrained(tmp_path / name)
+        assert type(again.scheduler) is kind
+        assert (again.denoiser.terms.negative, again.denoiser.terms.scale) == (prediction == "epsilon", data)
 
 
 def test_every_network_that_is_read_has_its_place_in_a_table():

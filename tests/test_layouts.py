@@ -13,6 +13,8 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
 )
@@ -264,6 +266,16 @@ NONSENSE = {
     "video": (named("AnimateDiffPipeline"), "found AnimateDiffPipeline, a video model; expected a pipeline"),
     "audio": (named("StableAudioPipeline"), "found StableAudioPipeline, an audio model"),
     "image embeddings": (named("KandinskyV22Pipeline"), "a decoder of image embeddings"),
+    "HunyuanDiT": (named("HunyuanDiTPipeline"), "found HunyuanDiTPipeline, a transformer that is told sizes"),
+    "DeepFloyd IF": (named("IFPipeline"), "found IFPipeline, the first of a cascade, whose steps are thresh"),
+    "EDM that predicts samples": (
+        saved(EDMDPMSolverMultistepScheduler(prediction_type="sample", **SHORT)),
+        "found prediction_type 'sample', expected 'epsilon' or 'v_prediction'",
+    ),
+    "EDM without noise": (
+        saved(EDMEulerScheduler(sigma_min=0.0, **SHORT)),
+        "found sigmas from 0.0 to 80.0 for data of 0.5, expected them to rise from 1e-6 or more",
+    ),
     "score SDE": (named("ScoreSdeVePipeline"), "found ScoreSdeVePipeline, a process in continuous time"),
 }  # fmt: skip
 
