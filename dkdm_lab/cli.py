@@ -402,9 +402,10 @@ def _conditions(options: argparse.Namespace, teacher):
 def _asked(options: argparse.Namespace, teacher, conditions) -> None:
     """Refuse a teacher whose answers make no sense."""
     from dkdm_lab.system.provenance import device
-    from dkdm_lab.teachers import check
+    from dkdm_lab.teachers import check, distill
 
     teacher.to(device())
+    teacher.denoiser.at_once = distill.default_batch_size(teacher)
     if options.teacher.endswith((".pt", ".pth", ".ckpt")):
         order = None if options.teacher.endswith(".ckpt") else not options.legacy_attention
         read = functools.partial(_teacher, options)

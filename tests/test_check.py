@@ -202,6 +202,17 @@ def test_a_trained_teacher_is_not_taken_for_one_of_other_options(name, teachers)
         assert wrong.endswith(f"expected {message}")
 
 
+def test_no_more_is_asked_at_once_than_the_denoiser_may(teachers, monkeypatch):
+    """For a check must fit where a distillation does."""
+    teacher, sizes = teachers["digits-teacher"], []
+    network = teacher.denoiser.network
+    forward = network.forward
+    monkeypatch.setattr(network, "forward", lambda x, *a, **k: sizes.append(len(x)) or forward(x, *a, **k))
+    monkeypatch.setattr(teacher.denoiser, "at_once", 3)
+    check.answers(teacher)
+    assert max(sizes) == 3
+
+
 def test_nothing_is_asked_where_the_top_is_not_pure_noise(teachers):
     """As of Stable Diffusion, whose last level has some of the signal left: there x_t is not the answer."""
     teacher = teachers["digits-latent-teacher"]

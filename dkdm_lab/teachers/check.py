@@ -97,7 +97,8 @@ class Answers:
 def answers(
     teacher: Pipeline, conditions: Conditions | None = None, n: int = 16, steps: int = 10, seed: int = 0
 ) -> Answers:
-    """Ask a teacher: ``n * (steps + 20)`` evaluations at most, on the device where it is."""
+    """Ask a teacher: ``n * (steps + 20)`` evaluations at most, on the device where it is, as many at once as
+    its denoiser may."""
     diffusion, denoiser = teacher.diffusion, teacher.denoiser
     device = next(denoiser.parameters()).device
     given = _some(conditions, n, device)
@@ -155,10 +156,11 @@ def _told(denoiser: Denoiser, by: int) -> Denoiser:
     times, T = denoiser.terms.times, denoiser.diffusion.T
     times = torch.arange(T) if times is None else times
     terms = dataclasses.replace(denoiser.terms, times=times[(torch.arange(T) + by).clamp(0, T - 1)])
-    device = next(denoiser.parameters()).device
-    return Denoiser(
+    other = Denoiser(
         denoiser.network, denoiser.diffusion, denoiser.prediction, denoiser.variance, terms
-    ).to(device)  # fmt: skip
+    ).to(next(denoiser.parameters()).device)  # fmt: skip
+    other.at_once = denoiser.at_once
+    return other
 
 
 def require(teacher: Pipeline, conditions: Conditions | None = None, name: str | None = None) -> Answers:
@@ -204,7 +206,9 @@ def other_options(
     begin = f"{path}: near pure noise its eps is off by {own:.2g}"
 
     def with_other(**options: Any) -> float:
-        return near_noise(read(**options).to(next(teacher.denoiser.parameters()).device), conditions)
+        other = read(**options).to(next(teacher.denoiser.parameters()).device)
+        other.denoiser.at_once = teacher.denoiser.at_once
+        return near_noise(other, conditions)
 
     if new_attention_order is not None:
         other = with_other(new_attention_order=not new_attention_order)
