@@ -17,7 +17,7 @@ from dkdm_lab.experiments.preset import Preset
 from dkdm_lab.system import budget
 from dkdm_lab.system.options import Command, folder, listed, option, setting, table, writable
 from dkdm_lab.system.paths import cache_dir, models_dir, results_dir
-from dkdm_lab.system.settings import Compile, Count, CountOrNone, Levels, Seed, kinds
+from dkdm_lab.system.settings import Compile, Count, CountOrNone, Levels, Seed, Tracker, kinds
 from dkdm_lab.teachers.distillation import Distillation
 
 EXIT_CODES = (
@@ -83,6 +83,7 @@ def _add_teacher(command: Command) -> None:
         "--teacher-dtype", choices=("float32", "bfloat16", "float16"), default="float32",
         help="in which the teacher computes (default: float32)",
     )  # fmt: skip
+    command.add_argument("--device", help="as cpu or cuda:1 (default: a GPU if there is one)")
     command.add_argument("--prompts", metavar="FILE", help="a text-to-image teacher's prompts, one per line")
     no_label = "the label that stands for none, where a class-conditional U-Net has one"
     command.add("--null-class", Annotated[CountOrNone, no_label])
@@ -153,7 +154,9 @@ def _parser() -> argparse.ArgumentParser:
         "inspect",
         help="say what a teacher is, and whether it denoises",
         description="Say what a teacher was recognised as and what its distillation would take, and ask it a "
-        "few questions whose answers are known.",
+        "few questions whose answers are known. What they cannot show: a wrong --head-channels, unless "
+        "another does better by a tenth near pure noise, and a teacher of few steps whose files look like "
+        "any other's.",
     )
     _add_teacher(inspect)
     inspect.add_argument("--student", help=kinds(Distillation)["student"].meaning)
@@ -211,6 +214,14 @@ def _add_distill(commands) -> None:
         "--compile", nargs="?", const="default", choices=get_args(Compile), metavar="MODE",
         help="compile both networks by torch.compile; reduce-overhead records CUDA graphs",
     )  # fmt: skip
+    twice = "compute the student's activations twice, for less memory (gradient checkpointing)"
+    distil.add_argument("--checkpointing", action="store_true", help=twice)
+    distil.add("--log-with", Annotated[Tracker, "tell one of accelerate's trackers the losses too"])
+    distil.add_argument(
+        "--push-to-hub",
+        metavar="NAME",
+        help="a repository on the Hub that gets the student once all is saved",
+    )
     distil.add(
         "--evaluate", Annotated[CountOrNone, "compare so many images with the teacher's (FID')"], default=0
     )
@@ -255,10 +266,11 @@ def _carry_out(options: argparse.Namespace) -> int:
             _study(options)
         elif options.command == "measure":
             _measure(options)
-        elif options.command == "distill":
-            _distill(options)
-        elif options.command == "inspect":
-            _inspect(options)
+        elif options.command in ("distill", "inspect"):
+            from dkdm_lab.system import provenance
+
+            with provenance.on(options.device):
+                (_distill if options.command == "distill" else _inspect)(options)
         elif options.command == "train":
             _train(options)
         elif options.command == "publish":
@@ -355,19 +367,20 @@ def _measure(options: argparse.Namespace) -> None:
         print(file.relative_to(results_dir()), flush=True)
 
 
-def _teacher(options: argparse.Namespace, legacy: bool | None = None):
+def _teacher(options: argparse.Namespace, **others):
+    """The teacher that the options name, or with others in their place."""
     from dkdm_lab.diffusion import GaussianDiffusion
     from dkdm_lab.teachers.pipelines import Pipeline
 
-    return Pipeline.from_pretrained(
-        options.teacher,
-        diffusion=getattr(GaussianDiffusion, options.schedule)(options.steps),
-        size=options.size,
-        head_channels=options.head_channels,
-        new_attention_order=not (options.legacy_attention if legacy is None else legacy),
-        variant=options.variant,
-        dtype=options.teacher_dtype,
-    )
+    asked = {
+        "diffusion": getattr(GaussianDiffusion, options.schedule)(options.steps),
+        "size": options.size,
+        "head_channels": options.head_channels,
+        "new_attention_order": not options.legacy_attention,
+        "variant": options.variant,
+        "dtype": options.teacher_dtype,
+    }
+    return Pipeline.from_pretrained(options.teacher, **asked | others)
 
 
 def _conditions(options: argparse.Namespace, teacher):
@@ -389,14 +402,19 @@ def _conditions(options: argparse.Namespace, teacher):
 def _asked(options: argparse.Namespace, teacher, conditions) -> None:
     """Refuse a teacher whose answers make no sense."""
     from dkdm_lab.system.provenance import device
-    from dkdm_lab.teachers import check
+    from dkdm_lab.teachers import check, distill
 
-    found = check.require(teacher.to(device()), conditions)
-    if str(options.teacher).endswith((".pt", ".pth")):
-        order = not options.legacy_attention
-        problem = check.other_order(options.teacher, found, lambda new: _teacher(options, not new), order)
+    teacher.to(device())
+    teacher.denoiser.at_once = distill.default_batch_size(teacher)
+    if options.teacher.endswith((".pt", ".pth", ".ckpt")):
+        order = None if options.teacher.endswith(".ckpt") else not options.legacy_attention
+        read = functools.partial(_teacher, options)
+        problem = check.other_options(
+            options.teacher, teacher, conditions, read, options.head_channels, order
+        )
         if problem:
             raise ValueError(f"{problem} (--force distils it all the same)")
+    check.require(teacher, conditions, options.teacher)
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -415,6 +433,7 @@ def _distill(options: argparse.Namespace) -> None:
     settings = Distillation(**{name: getattr(options, name) for name in kinds(Distillation)})
     from dkdm_lab.metrics.scores import require
     from dkdm_lab.system import distributed
+    from dkdm_lab.system.progress import say
     from dkdm_lab.teachers import check, distill
 
     if options.evaluate and distributed.rank() == 0:
@@ -434,7 +453,10 @@ def _distill(options: argparse.Namespace) -> None:
         options.checkpoint_every,
         compile=options.compile,
         samples=options.samples,
-        report=functools.partial(print, flush=True),
+        report=say,
+        checkpointing=options.checkpointing,
+        log_with=options.log_with,
+        push_to_hub=options.push_to_hub,
     )
     print(options.out)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from diffusers.training_utils import EMAModel
 
 from dkdm_lab.diffusion import GaussianDiffusion
@@ -44,20 +46,41 @@ class History:
 Callback = Callable[[int, Denoiser, History], None]
 
 
+def check_tracker(name: str | None) -> None:
+    """ValueError for a tracker of accelerate's that is not installed here."""
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    if name is not None and name not in installed:
+        raise ValueError(
+            f"log_with: found {name}, which is not installed here, expected "
+            f"{' or '.join(installed) or 'none'}"
+        )
+
+
+def _long(seconds: float) -> str:
+    for size, name in ((3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.{1 if name == 'h' else 0}f} {name}"
+    return f"{seconds:.0f} s"
+
+
 def train(
     student: Denoiser, source: Source, diffusion: GaussianDiffusion, iterations: int, *,
     lr: float = 1e-4, ema: float = 0.9999, vlb_weight: float = 1.0, weight_decay: float = 0.0,
     gradient_clip: float | None = None, mixed_precision: str = "no", compile: str | None = None,
-    log_every: int = 10, callback: Callback | None = None, callback_at: tuple[int, ...] = (),
-    checkpoint: str | Path | None = None, checkpoint_every: int = 0, keep: int = 2,
-    progress: bool = True, description: str = "training",
+    accumulate: int = 1, log_every: int = 10, callback: Callback | None = None,
+    callback_at: tuple[int, ...] = (), checkpoint: str | Path | None = None, checkpoint_every: int = 0,
+    keep: int = 2, log_with: str | None = None, log_dir: str | Path | None = None, progress: bool = True,
+    description: str = "training", report: Callable[[str], None] | None = None,
 ) -> tuple[Denoiser, History]:  # fmt: skip
     """Algorithm 1, lines 2 to 9, and Algorithm 2: descend L_DKDM or L_hybrid over the batches of ``source``.
 
     lr: of AdamW, constant, as in Tables 6 to 8. ema: the rate of the averaged weights, warmed up as
     min(ema, (1 + step) / (10 + step)). mixed_precision: that of accelerate, 'no', 'bf16' or 'fp16'. compile:
-    a mode of `torch.compile` for the student and what the callback is given. callback: called as
+    a mode of `torch.compile` for the student and what the callback is given. accumulate: how many batches of
+    the source make one step, whose gradient is their mean. callback: called as
     ``callback(iteration, averaged_student, history)`` after each iteration listed in ``callback_at``.
+    log_with: one of accelerate's trackers that is told the losses too, in ``log_dir`` where it keeps files.
+    report: is told once, in a line, how long a step takes and when the last will be done.
 
     checkpoint: a folder of :class:`~dkdm_lab.system.checkpoint.Checkpoints`, of which the last ``keep`` stay.
     What lies there is resumed, on a CPU to the last bit. It is written every ``checkpoint_every`` iterations,
@@ -67,7 +90,8 @@ def train(
     the whole. Gradients are averaged over ranks; the main rank alone averages weights, calls back, reports.
 
     Returns the student with averaged weights, in eval mode, and the history; ``student`` itself is left with
-    its last raw weights. Errors: TypeError for what is no source, ValueError for one of another shape.
+    its last raw weights. Errors: TypeError for what is no source, ValueError for one of another shape, or a
+    tracker that is not installed.
     :class:`~dkdm_lab.system.budget.Stopped` on SIGINT, SIGTERM or SIGHUP, once all is saved; a second signal
     stops at once. :class:`~dkdm_lab.system.budget.OutOfTime`, saved too, after the step in which a budget
     ends. FloatingPointError for a loss that is not finite, or an L_simple above :data:`LOSS_LIMIT`.
@@ -79,13 +103,18 @@ def train(
         raise ValueError(f"shapes: the source yields {source.shape}, but the student takes {student.shape}")
     if compile is not None:
         student.compile_network(compile)
-    recipe = _Recipe(lr, ema, vlb_weight, weight_decay, gradient_clip, mixed_precision)
-    training = _Training(student, source, diffusion, recipe)
+    recipe = _Recipe(lr, ema, vlb_weight, weight_decay, gradient_clip, mixed_precision, accumulate)
+    training = _Training(student, source, diffusion, recipe, log_with, log_dir)
     snapshots = None if checkpoint is None else Checkpoints(checkpoint, training.settings(), keep)
     hold = contextlib.nullcontext() if checkpoint is None else alone(Path(checkpoint), wait=False)
-    loop = _Loop(training, iterations, snapshots, checkpoint_every, log_every, callback, callback_at, compile)
+    loop = _Loop(
+        training, iterations, snapshots, checkpoint_every, log_every, callback, callback_at, compile, report
+    )
     with distributed.held_by_main(hold):
-        loop.run(progress and distributed.rank() == 0, description)
+        try:
+            loop.run(progress and distributed.rank() == 0, description)
+        finally:
+            training.accelerator.end_training()  # a tracker writes what it still holds
         return training.averaged(share=True), training.history
 
 
@@ -99,17 +128,28 @@ class _Recipe:
     weight_decay: float
     gradient_clip: float | None
     mixed_precision: str
+    accumulate: int
 
 
 class _Training:
     """All that changes while a student trains, and the step that changes it."""
 
-    def __init__(self, student: Denoiser, source: Source, diffusion: GaussianDiffusion, recipe: _Recipe):
+    def __init__(
+        self, student: Denoiser, source: Source, diffusion: GaussianDiffusion, recipe: _Recipe,
+        log_with: str | None = None, log_dir: str | Path | None = None,
+    ):  # fmt: skip
+        check_tracker(log_with)
         self.student, self.source, self.diffusion, self.recipe = student, source, diffusion, recipe
         # accelerate caches mixed_precision per process; reset it so that each call can choose.
         AcceleratorState._reset_state(reset_partial_state=distributed.world_size() == 1)
         on_cpu = torch.device(source.device).type == "cpu"
-        self.accelerator = Accelerator(mixed_precision=recipe.mixed_precision, cpu=on_cpu)
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.mixed_precision, cpu=on_cpu, log_with=log_with, project_dir=log_dir
+        )
+        if log_with is not None:
+            self.accelerator.init_trackers(
+                "dkdm", {key: str(value) for key, value in self.settings().items()}
+            )
         optimizer = torch.optim.AdamW(
             student.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
         )
@@ -127,8 +167,11 @@ class _Training:
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must have been begun with, in plain values."""
+        recipe = dict(vars(self.recipe))
+        if recipe["accumulate"] == 1:  # as in checkpoints of before there was more than one
+            del recipe["accumulate"]
         return {
-            **vars(self.recipe),
+            **recipe,
             "T": self.diffusion.T,
             "student": f"{self.student.parameter_count:,} parameters, {self.student.prediction}",
             "source": type(self.source).__name__,
@@ -137,6 +180,21 @@ class _Training:
 
     def step(self, number: int) -> None:
         """One gradient step: Algorithm 1, lines 4 to 8, or Algorithm 2, lines 2 to 6. number: from 1."""
+        parts = self.recipe.accumulate
+        for part in range(parts):
+            last = part == parts - 1  # ranks average their gradients once
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+                self._note(number, self._descend(parts))
+        with section("update"):
+            if self.recipe.gradient_clip is not None:
+                self.accelerator.clip_grad_norm_(self.student.parameters(), self.recipe.gradient_clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if self.ema is not None:
+                self.ema.step(self.student.parameters())
+
+    def _descend(self, parts: int) -> Losses:
+        """Add the gradient of the next batch, one of ``parts`` that make a step."""
         with section("source"), self.accelerator.autocast():  # a pool's teacher computes as the student does
             batch = next(self.source)
         with section("forward"):
@@ -146,15 +204,8 @@ class _Training:
             weight, prediction = self.recipe.vlb_weight, self.student.prediction
             losses = dkdm_loss(self.diffusion, batch, eps, v, weight, prediction)
         with section("backward"):
-            self.accelerator.backward(losses.total.mean())
-        with section("update"):
-            if self.recipe.gradient_clip is not None:
-                self.accelerator.clip_grad_norm_(self.student.parameters(), self.recipe.gradient_clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            if self.ema is not None:
-                self.ema.step(self.student.parameters())
-        self._note(number, losses)
+            self.accelerator.backward(losses.total.mean() / parts)
+        return losses
 
     def _note(self, number: int, losses: Losses) -> None:
         """Add an iteration's losses to the sums, without waiting for the device."""
@@ -200,6 +251,7 @@ class _Training:
         of_losses = (self.history.loss, self.history.simple, self.history.vlb)
         for values, mean in zip(of_losses, means, strict=True):
             values.append(mean)
+        self.accelerator.log(dict(zip(("loss", "simple", "vlb"), means, strict=True)), step=number)
         self.sums.zero_()
         self.counted = 0
         return None
@@ -256,6 +308,8 @@ class _Loop:
     callback: Callback | None
     callback_at: tuple[int, ...]
     compile: str | None
+    report: Callable[[str], None] | None = None
+    _logged: tuple[int, float] | None = None  # the first time: after which iteration, and when
 
     def run(self, show: bool, description: str) -> None:
         """All steps from the newest snapshot on. show: whether there is a progress bar."""
@@ -270,9 +324,28 @@ class _Loop:
                 if logging:  # the only moments that wait for the device
                     self._refuse(self.training.log(done))
                     bar.set_postfix(loss=f"{self.training.history.loss[-1]:.4f}")
+                    self._tell_speed(done)
                 # Ranks must agree before one of them leaves; the first step comes after a pool's warm-up.
                 asking = logging or distributed.world_size() == 1 or step == start
                 self._between_steps(done, self._asked_to_leave() if asking else None)
+
+    def _tell_speed(self, done: int) -> None:
+        """Once: what a step takes between the first two moments that wait for the device, for what comes
+        before, a pool's warm-up and a compiler, does not come again."""
+        if self.report is None or done == self.iterations:
+            return
+        if self._logged is None:
+            self._logged = done, time.monotonic()
+            return
+        first, then = self._logged
+        seconds = (time.monotonic() - then) / (done - first)
+        left = seconds * (self.iterations - done)
+        end = time.strftime("%H:%M", time.localtime(time.time() + left))
+        self.report(
+            f"a step takes {seconds:.2g} s; the other {self.iterations - done:,} about {_long(left)}, until "
+            f"{end}"
+        )
+        self.report = None
 
     def _resume(self) -> int:
         """Load the newest snapshot, if there is one; returns its iteration."""

@@ -39,12 +39,15 @@ def test_trained_teachers_pass_and_random_weights_do_not(name, teachers):
 
 
 @pytest.mark.parametrize("name, other", [("digits-teacher", "linear"), ("cifar16-teacher", "linear"),
-                                         ("digits-latent-teacher", "cosine")])  # fmt: skip
+                                         ("digits-latent-teacher", "cosine"),
+                                         ("digits-latent-teacher", "linear")])  # fmt: skip
 def test_another_schedule_is_noticed(name, other, teachers):
     teacher = teachers[name]
     wrong = teacher.denoiser.around(teacher.denoiser.network).eval()
     wrong.diffusion = getattr(GaussianDiffusion, other)(teacher.diffusion.T, clip=teacher.diffusion.clip)
-    with pytest.raises(ValueError, match=r"(takes the noise for|leaves .* of the noise).*--force"):
+    with pytest.raises(
+        ValueError, match=r"(takes the noise for|leaves .* of the noise|level 4% of T away).*--force"
+    ):
         check.require(Pipeline(wrong, teacher.scheduler, teacher.vae))
 
 
@@ -76,6 +79,8 @@ def as_adm(network):
     move("time_embedding.linear_1", "time_embed.0")
     move("time_embedding.linear_2", "time_embed.2")
     move("conv_in", "input_blocks.0.0")
+    if network.class_embedding is not None:
+        state["label_emb.weight"] = own.pop("class_embedding.weight")
     levels, blocks, number = len(config.block_out_channels), config.layers_per_block, 1
     for level, kind in enumerate(config.down_block_types):
         for block in range(blocks):
@@ -146,6 +151,9 @@ def test_an_adm_file_with_the_right_options_passes(adm, teachers, capsys):
         (["--legacy-attention"], "with q, k and v in the other order; expected no --legacy-attention"),
         (["--schedule", "linear"], "it takes the noise for less than it is"),
         (["--steps", "4000"], "near pure noise, where eps is nearly x_t, its eps is off by"),
+        (["--size", "32"], "expected --size 16 or less"),
+        (["--size", "8"], "expected --size 16 or more"),
+        (["--head-channels", "64"], "expected --head-channels 16"),
     ],
 )
 def test_an_adm_file_with_a_wrong_option_is_refused_before_training(adm, wrong, message, tmp_path, capsys):
@@ -158,10 +166,81 @@ def test_an_adm_file_with_a_wrong_option_is_refused_before_training(adm, wrong, 
     assert cli.main(["inspect", file, *right, *wrong]) == 1
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_trained_teacher_is_not_taken_for_one_of_other_options(name, teachers):
+    """Neither of another order, nor size, nor number of heads; and with its own order it is found out."""
+    teacher = teachers[name]
+    network = teacher.denoiser.network
+    config, heads = dict(network.config), network.config.attention_head_dim
+    size, given = teacher.denoiser.shape[-1], conditions(teacher)
+
+    def read(new_attention_order=True, head_channels=heads, size=size, legacy=False):
+        """Weights in the new order, or in the other, as they are read with one option or another."""
+        state = dict(network.state_dict())
+        if new_attention_order == legacy:
+            for key in [key for key in state if ".to_q." in key]:
+                letters = [key.replace(".to_q.", f".to_{letter}.") for letter in "qkv"]
+                parts = torch.cat([state[letter] for letter in letters])
+                each = parts.unflatten(0, (-1, 3, heads)).unbind(1)
+                state |= {letter: part.flatten(0, 1) for letter, part in zip(letters, each, strict=True)}
+        other = type(network).from_config(
+            {**config, "attention_head_dim": head_channels, "sample_size": size}
+        )
+        try:
+            other.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(error) from error
+        return Pipeline(teacher.denoiser.around(other).eval(), teacher.scheduler)
+
+    assert check.other_options("file.pt", read(), given, read, heads, True) is None
+    wrong = check.other_options("file.pt", read(False), given, read, heads, False)
+    assert wrong.endswith("with q, k and v in the other order; expected no --legacy-attention")
+    for side, message in ((size // 2, f"--size {size} or more"), (2 * size, f"--size {size} or less")):
+        wrong = check.other_options(
+            "file.pt", read(size=side), given, functools.partial(read, size=side), heads, True
+        )
+        assert wrong.endswith(f"expected {message}")
+
+
+def test_no_more_is_asked_at_once_than_the_denoiser_may(teachers, monkeypatch):
+    """For a check must fit where a distillation does."""
+    teacher, sizes = teachers["digits-teacher"], []
+    network = teacher.denoiser.network
+    forward = network.forward
+    monkeypatch.setattr(network, "forward", lambda x, *a, **k: sizes.append(len(x)) or forward(x, *a, **k))
+    monkeypatch.setattr(teacher.denoiser, "at_once", 3)
+    check.answers(teacher)
+    assert max(sizes) == 3
+
+
+def test_nothing_is_asked_where_the_top_is_not_pure_noise(teachers):
+    """As of Stable Diffusion, whose last level has some of the signal left: there x_t is not the answer."""
+    teacher = teachers["digits-latent-teacher"]
+    denoiser = teacher.denoiser.around(teacher.denoiser.network).eval()
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2  # of Stable Diffusion
+    denoiser.diffusion = GaussianDiffusion(betas, clip=False)
+    assert denoiser.diffusion.alpha_bar[-1] > 1e-3
+    shifted = Pipeline(denoiser, teacher.scheduler)
+    assert check.other_options("file.ckpt", shifted, None, lambda **_: pytest.fail("read"), 8, True) is None
+
+
+def test_an_adm_file_with_labels_needs_no_null_class(teachers, tmp_path, capsys):
+    file = tmp_path / "classes.pt"
+    torch.save(as_adm(teachers["digits-classes-teacher"].denoiser.network), file)
+    command = ["distill", str(file), "--size", "8", "--head-channels", "8", "--student", "x0.5"]
+    command += ["--steps", "100", "--iterations", "2", "--batch-size", "2", "--rho", "0.1", "--samples", "0"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    assert "conditions: 11 labels\n" in capsys.readouterr().out
+    assert Pipeline.from_pretrained(tmp_path / "out").denoiser.condition == "class"
+
+
 def test_answers_that_are_not_finite_are_named():
-    bad = check.Answers(float("nan"), (0.1,) * 3, (0.9,) * 3, 1.0)
+    bad = check.Answers(float("nan"), (0.1,) * 6, (0.9,) * 6, 0.0, 1.0)
     assert bad.problems == ["it answers with numbers that are not finite"]
-    assert not check.Answers(0.001, (0.3, 0.1, 0.05), (0.7, 0.9, 0.95), 0.5).problems
+    sound = check.Answers(
+        0.001, (0.4, 0.3, 0.1, 0.05, 0.02, 0.01), (0.6, 0.7, 0.9, 0.95, 0.98, 0.99), 0.01, 0.5
+    )
+    assert not sound.problems
 
 
 def test_the_exact_teacher_of_a_gaussian_keeps_the_identity():

@@ -1,15 +1,20 @@
 """What a distillation leaves beside its student, and that nothing of it is lost when a part of it fails."""
 
+import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from diffusers import DDPMPipeline
 from huggingface_hub.repocard import metadata_load
+from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
@@ -19,8 +24,10 @@ from dkdm_lab.data.images import to_uint8
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.networks import Denoiser
 from dkdm_lab.sources import Conditions
-from dkdm_lab.system import figures
+from dkdm_lab.system import figures, provenance
+from dkdm_lab.system.settings import Tracker
 from dkdm_lab.teachers import distill as distillation
+from dkdm_lab.teachers import hub
 from dkdm_lab.teachers.distill import Distillation, distill, samples_of, sheet_size
 from dkdm_lab.teachers.pipelines import Pipeline
 
@@ -105,8 +112,9 @@ def test_readmes_command(tmp_path):
         encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
-    *recognised, said, where = done.stdout.splitlines()
+    *recognised, said, speed, where = done.stdout.splitlines()
     assert where == "my-student"
+    assert re.fullmatch(r"a step takes \S+ s; the other 10 about \d+ s, until \d\d:\d\d", speed)
     assert [line.split(":")[0] for line in recognised] == ["network", "predicts", "process", "conditions"]
     teacher, student = (
         DDPMPipeline.from_pretrained(tmp_path / name) for name in ("models/digits-teacher", "my-student")
@@ -381,6 +389,211 @@ def test_a_student_is_saved_with_the_process_of_a_teacher_that_was_read(schedule
     # The betas pass through diffusers' float32.
     np.testing.assert_allclose(student.diffusion.betas, process.betas, rtol=1e-5)
     assert (student.diffusion.clip, student.diffusion.variance) == (process.clip, process.variance)
+
+
+# -- a student trained further, in parts, with less memory -----------------------------------------------
+
+
+def test_a_finished_student_is_trained_further(run, teacher, tmp_path, capsys):
+    """It begins with the weights it had; with no step of any length it keeps them."""
+    lines, first = [], run(samples=0).state_dict()
+    settings = dataclasses.replace(SETTINGS, lr=1e-12, ema=0.0, continued=str(tmp_path / "out"))
+    more = distill(teacher, settings, tmp_path / "more", progress=False, samples=0, report=lines.append)
+    for key, value in more.state_dict().items():
+        assert_close(value, first[key], atol=1e-9, rtol=0)
+    assert lines[0].endswith(f"; it goes on after 20 iterations of {tmp_path / 'out'}")
+    card = (tmp_path / "more" / "README.md").read_text(encoding="utf-8")
+    assert f"| iterations | 20 of batch size 4, after 20 of {tmp_path / 'out'} |" in card
+    command = [
+        "distill",
+        str(tmp_path / "teacher"),
+        "--student",
+        "x0.5",
+        "--continue",
+        str(tmp_path / "more"),
+    ]
+    command += ["--iterations", "2", "--batch-size", "2", "--rho", "0.1", "--samples", "0", "--force"]
+    assert cli.main([*command, "--out", str(tmp_path / "third")]) == 0
+    assert "it goes on after 40 iterations" in capsys.readouterr().out
+    assert Denoiser.from_pretrained(tmp_path / "out").state_dict().keys() == first.keys()  # left as it was
+
+
+def test_what_cannot_be_continued_is_refused(run, teacher, tmp_path):
+    with pytest.raises(ValueError, match="out: found no finished student there, expected one to continue"):
+        go_on(teacher, tmp_path)
+    run(samples=0)
+    with pytest.raises(ValueError, match=r"out: found UNet2DModel of .* parameters, expected the network"):
+        go_on(teacher, tmp_path, student="x1")
+    file = tmp_path / "out" / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(config | {"num_train_timesteps": 50}), encoding="utf-8")
+    with pytest.raises(ValueError, match="found a student that predicts epsilon at 50 levels"):
+        go_on(teacher, tmp_path)
+    with pytest.raises(ValueError, match="init: found 'teacher', expected 'random' where a student is"):
+        go_on(teacher, tmp_path, init="teacher")
+
+
+def go_on(teacher, tmp_path, **changes):
+    settings = dataclasses.replace(SETTINGS, continued=str(tmp_path / "out"), **changes)
+    distill(teacher, settings, tmp_path / "more", progress=False, samples=0)
+
+
+def test_another_beginning_is_another_distillation(run, teacher, tmp_path):
+    """Also under the same name."""
+    run(samples=0)
+    go_on(teacher, tmp_path)
+    with pytest.raises(ValueError, match="this distillation is finished"):
+        go_on(teacher, tmp_path)
+    file = tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({key: value * 2 for key, value in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="begun with another content of the continued student's weights"):
+        go_on(teacher, tmp_path)
+
+
+def test_a_batch_in_parts_asks_for_no_more_than_a_part(teacher, tmp_path, monkeypatch):
+    """Of as large a pool; a part at a time goes through teacher and student."""
+    pools, sizes, train = [], [], distillation.train
+
+    def note(student, source, *arguments, **options):
+        pools.append(source)
+        forward = student.network.forward
+        student.network.forward = lambda x, *a, **k: sizes.append(len(x)) or forward(x, *a, **k)
+        return train(student, source, *arguments, **options)
+
+    monkeypatch.setattr(distillation, "train", note)
+    for number, accumulate in enumerate((1, 2)):
+        settings = dataclasses.replace(SETTINGS, accumulate=accumulate, iterations=3)
+        distill(teacher, settings, tmp_path / str(number), progress=False, samples=0)
+    assert sizes == [4] * 3 + [2] * 6
+    assert pools[0].size == pools[1].size == 8
+    with pytest.raises(ValueError, match="accumulate: found 3, expected a divisor of the batch size, 4"):
+        dataclasses.replace(SETTINGS, accumulate=3)
+    with pytest.raises(ValueError, match="accumulate: found 3, expected a divisor of the batch size, 128"):
+        distill(teacher, Distillation("t", "x0.5", accumulate=3), tmp_path / "none", progress=False)
+
+
+def test_gradient_checkpointing_changes_no_weight(teacher, tmp_path, monkeypatch):
+    calls = []
+    again = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        torch.utils.checkpoint, "checkpoint", lambda *a, **k: calls.append(1) or again(*a, **k)
+    )
+    plain = distill(teacher, SETTINGS, tmp_path / "plain", progress=False, samples=0)
+    assert not calls
+    less = distill(teacher, SETTINGS, tmp_path / "less", progress=False, samples=0, checkpointing=True)
+    assert calls
+    for one, other in zip(plain.parameters(), less.parameters(), strict=True):
+        assert_close(one, other)
+    with pytest.raises(ValueError, match="checkpointing: found DiT, which knows nothing of it"):
+        distillation._keep_less(networks.NETWORKS["vit-19m"]())
+
+
+@pytest.mark.parametrize("name, message", [("cuda", "expected one of cpu"), ("tpu", "expected one of cpu")])
+def test_a_device_that_is_not_there_is_refused(name, message, tmp_path, capsys):
+    save_teacher(tmp_path / "teacher")
+    assert cli.main(["inspect", str(tmp_path / "teacher"), "--device", name]) == 1
+    assert capsys.readouterr().err == f"dkdm: device: found {name!r}, {message}\n"
+
+
+def test_a_device_is_used_as_long_as_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cpu", "cuda", "cuda:1"):
+        with provenance.on(name):
+            assert str(provenance.device()) == name
+    assert provenance.device().type == "cuda" and chosen == ["cuda:1"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="found 'cpu' in one of several processes"), provenance.on("cpu"):
+        pass
+
+
+def test_a_tracker_is_told_the_losses(run, tmp_path):
+    """TensorBoard's own reader finds them again."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # takes a second
+
+    run(samples=0, log_with="tensorboard")
+    (file,) = (tmp_path / "out" / "logs" / "dkdm").glob("events*")
+    events = EventAccumulator(str(file)).Reload()
+    history = json.loads((tmp_path / "out" / "history.json").read_text(encoding="utf-8"))
+    for name in ("loss", "simple", "vlb"):
+        found = events.Scalars(name)
+        assert [event.step for event in found] == history["iteration"]
+        assert_close(torch.tensor([event.value for event in found]), torch.tensor(history[name]))
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_it_begins(teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dkdm_lab.training.get_available_trackers", lambda: ["tensorboard"])
+    command = ["distill", str(tmp_path / "teacher"), "--student", "x0.5", "--force", "--log-with", "wandb"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert said == "dkdm: log_with: found wandb, which is not installed here, expected tensorboard\n"
+    assert not (tmp_path / "out").exists()
+    assert set(get_args(Tracker)) == set(LOGGER_TYPE_TO_CLASS)
+
+
+# -- the Hub --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pushed(monkeypatch):
+    """What a Hub that is reached by nobody was asked: the names of repositories and the files put there."""
+    asked = []
+
+    class Hub:
+        def whoami(self):
+            pass
+
+        def create_repo(self, name, exist_ok):
+            asked.append(name)
+
+        def upload_folder(self, repo_id, folder_path, ignore_patterns, commit_message):
+            files = [str(f.relative_to(folder_path)) for f in folder_path.rglob("*") if f.is_file()]
+            asked.append(sorted(filter_repo_objects(files, ignore_patterns=ignore_patterns)))
+
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    return asked, Hub
+
+
+def test_a_student_is_pushed_once_all_of_it_is_saved(run, tmp_path, pushed, untouched):
+    asked, _ = pushed
+    run(push_to_hub="some-one/student")
+    name, files = asked
+    assert name == "some-one/student"
+    assert set(files) >= {*LEFT, "unet/config.json", "scheduler/scheduler_config.json"}
+    assert not [file for file in files if "checkpoint" in file or file.startswith(".")]
+    untouched()
+    with pytest.raises(ValueError, match="this distillation is finished"):
+        run(push_to_hub="some-one/student")
+    run(push_to_hub="some-one/other")
+    assert asked[2] == "some-one/other"
+
+
+def test_a_push_that_fails_leaves_the_student(run, tmp_path, pushed, untouched, monkeypatch):
+    _, Hub = pushed
+    with monkeypatch.context() as patch:
+        patch.setattr(Hub, "upload_folder", fail)
+        with pytest.raises(
+            RuntimeError, match=r"out: the student is saved there, .*its copy at a/b on the Hub: OSError"
+        ):
+            run(push_to_hub="a/b")
+    assert names(tmp_path / "out") == sorted([*LEFT, "scheduler", "unet"])
+    DDPMPipeline.from_pretrained(tmp_path / "out")
+    untouched()
+    run(push_to_hub="a/b")
+    assert pushed[0][-2:][0] == "a/b"
+
+
+@pytest.mark.parametrize("name", ["no name", "a/b/c", "a/b"])
+def test_a_push_that_cannot_be_is_refused_before_it_begins(
+    name, teacher, tmp_path, pushed, monkeypatch, untouched
+):
+    untouched()
+    monkeypatch.setattr(pushed[1], "whoami", fail)
+    with pytest.raises(ValueError, match=f"push_to_hub: found '{name}', to which nothing can be pushed"):
+        distill(teacher, SETTINGS, tmp_path / "out", progress=False, push_to_hub=name)
+    assert not (tmp_path / "out").exists()
 
 
 # -- where the student is written -----------------------------------------------------------------------

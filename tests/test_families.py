@@ -2,6 +2,7 @@
 the pool as by the pipeline itself, distilled, and sampled by plain diffusers from the export."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -49,7 +52,8 @@ from transformers import (
 
 from dkdm_lab import cli
 from dkdm_lab.networks import NETWORK_CLASSES, Denoiser
-from dkdm_lab.networks.schedulers import flow_levels, flow_scale
+from dkdm_lab.networks.families import unpack
+from dkdm_lab.networks.schedulers import diffusion_of, flow_levels, flow_scale, read_scheduler
 from dkdm_lab.pools import IterativePool, ShuffledPool
 from dkdm_lab.teachers.pipelines import Pipeline
 from dkdm_lab.training import train
@@ -196,9 +200,17 @@ def sdxl(folder):
     )
 
 
+def playground(folder):
+    """SDXL preconditioned as EDM, as Playground v2.5 is; its VAE has a mean and a standard deviation."""
+    parts = dict(sdxl(folder).components)
+    parts["scheduler"] = EDMDPMSolverMultistepScheduler(num_train_timesteps=T)
+    parts["vae"] = vae(4, latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 4.0])
+    return StableDiffusionXLPipeline(**parts, add_watermarker=False)
+
+
 PAINTERS = {
     "StableDiffusion3": sd3, "Flux": flux, "Sana": sana, "AuraFlow": aura, "Lumina2": lumina2,
-    "PixArtSigma": pixart, "StableDiffusionXL": sdxl,
+    "PixArtSigma": pixart, "StableDiffusionXL": sdxl, "Playground": playground,
 }  # fmt: skip
 FLOWS = ("StableDiffusion3", "Flux", "Sana", "AuraFlow", "Lumina2")
 
@@ -271,6 +283,46 @@ def test_the_pool_walks_as_the_pipeline_itself(kind, made):
     assert len(expected) == T + 1
 
 
+# The schedulers of the public models, and how many tokens one of their images has: SD3 Medium and FLUX.1-dev
+# at 1,024 pixels, FLUX at 256 too, SANA, which solves its flow by another method, AuraFlow, Lumina2.
+PUBLIC = {
+    "StableDiffusion3": (FlowMatchEulerDiscreteScheduler(1000, shift=3.0), 4096),
+    "Flux": (FlowMatchEulerDiscreteScheduler(1000, shift=3.0, use_dynamic_shifting=True), 4096),
+    "Flux, small": (FlowMatchEulerDiscreteScheduler(1000, shift=3.0, use_dynamic_shifting=True), 256),
+    "Sana": (
+        DPMSolverMultistepScheduler(
+            1000, prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        1024,
+    ),
+    "AuraFlow": (FlowMatchEulerDiscreteScheduler(1000, shift=1.73), 4096),
+    "Lumina2": (FlowMatchEulerDiscreteScheduler(1000, shift=6.0), 4096),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_move_is_the_schedulers_step_at_each_of_a_thousand_levels(name, tmp_path):
+    """Whatever the velocity."""
+    published, sequence = PUBLIC[name]
+    published.save_pretrained(tmp_path)
+    scheduler = read_scheduler(tmp_path)
+    diffusion, levels = diffusion_of(scheduler, sequence), flow_levels(scheduler, sequence)
+    assert diffusion.T == len(levels.timesteps) == 1000
+    if name == "Sana":  # its own solver ends a little lower, at 0.003 and not at 0.009
+        published.set_timesteps(1000)
+        assert_close(levels.sigmas[:-1], published.sigmas[:-1], atol=6e-3, rtol=0)
+    y, v, t = torch.randn(1000, 4, 2, 2), torch.randn(1000, 4, 2, 2), torch.arange(1000)
+    expected = [
+        levels.step(v[t : t + 1], levels.timesteps[999 - t], y[t : t + 1], return_dict=False)[0]
+        for t in range(999, -1, -1)
+    ]
+    own = flow_scale(diffusion, t).view(-1, 1, 1, 1)
+    below = torch.cat([torch.ones(1, 1, 1, 1), own[:-1]])
+    x = y / own.float()
+    moved = diffusion.ddim(x, t, diffusion.predict_eps("flow_prediction", x, t, v), t - 1)
+    assert_close(moved * below.float(), torch.cat(expected[::-1]), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("kind", PAINTERS)
 def test_a_student_equal_to_its_teacher_has_no_loss(kind, made):
     teacher, conditions = read(made(kind), kind)
@@ -327,6 +379,28 @@ def test_it_is_asked_as_its_pipeline_asks(kind, made):
     assert_close(eps, output[:, :4], atol=1e-5, rtol=1e-5)
 
 
+def test_an_sdxl_without_its_first_encoder(made):
+    """As refiners have it: ``[null, null]`` in the index."""
+    folder = made("StableDiffusionXL")
+    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    torch.manual_seed(0)
+    UNet2DConditionModel.from_config(config | {"cross_attention_dim": 16}).save_pretrained(folder / "unet")
+    file = folder / "model_index.json"
+    index = json.loads(file.read_text(encoding="utf-8"))
+    for part in ("text_encoder", "tokenizer"):
+        index[part] = [None, None]
+        shutil.rmtree(folder / part)
+    file.write_text(json.dumps(index), encoding="utf-8")
+    teacher, conditions = read(folder, "StableDiffusionXL")
+    pipeline = silent(DiffusionPipeline.from_pretrained(folder))
+    expected, _, pooled, _ = pipeline.encode_prompt(conditions.names)
+    parts = unpack(conditions.values, teacher.denoiser.terms.layout)
+    assert_close(parts["encoder_hidden_states"], expected)
+    assert_close(parts["text_embeds"], pooled)
+    teacher.save(folder.parent / "out", teacher.student("x0.5"), {})
+    assert len(read(folder.parent / "out", "StableDiffusionXL")[1]) == 2
+
+
 # -- flows of networks without prompts ------------------------------------------------------------------
 
 
@@ -364,6 +438,46 @@ def test_a_plain_network_may_predict_velocity(shift, options, tmp_path):
     assert_close(torch.from_numpy(again.diffusion.betas), torch.from_numpy(diffusion.betas))
     student.save_pretrained(tmp_path / "alone", diffusion)
     assert Denoiser.from_pretrained(tmp_path / "alone").prediction == "flow_prediction"
+
+
+@pytest.mark.parametrize("kind", [EDMEulerScheduler, EDMDPMSolverMultistepScheduler])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("options", [{}, {"sigma_schedule": "exponential", "sigma_data": 1.3}])
+def test_an_edm_network_is_walked_as_by_its_scheduler(kind, prediction, options, tmp_path):
+    """One step of the pool at every level is diffusers' Euler step; the student is as its teacher."""
+    torch.manual_seed(0)
+    unet().save_pretrained(tmp_path / "unet")
+    kind(num_train_timesteps=20, prediction_type=prediction, **options).save_pretrained(
+        tmp_path / "scheduler"
+    )
+    teacher = Pipeline.from_pretrained(tmp_path)
+    diffusion, denoiser = teacher.diffusion, teacher.denoiser
+    assert (denoiser.prediction, diffusion.T, diffusion.schedule) == ("v_prediction", 20, "edm")
+    data = options.get("sigma_data", 0.5)
+    scheduler = EDMEulerScheduler.from_config(teacher.scheduler.config)
+    scheduler.set_timesteps(20)
+    scale = (scheduler.sigmas**2 + data**2).sqrt().flip(0).view(-1, 1, 1, 1)  # the first of them: sigma = 0
+    x, t, moved = torch.randn(20, 3, 8, 8), torch.arange(20), []
+    with torch.no_grad():
+        for level in range(19, -1, -1):
+            y, time = x[level : level + 1] * scale[level + 1], scheduler.timesteps[19 - level]
+            output = denoiser.network(scheduler.scale_model_input(y, time), time).sample
+            moved.append(scheduler.step(output, time, y, return_dict=False)[0])
+        found = diffusion.ddim(x, t, denoiser(x, t)[0], t - 1)
+    # By the size of a sample: that of the first levels is up to 80.
+    assert_close(found, torch.cat(moved[::-1]) / scale[:-1], atol=1e-5, rtol=1e-5)
+    assert_close(teacher.decode(found[:1]), moved[-1], atol=1e-5, rtol=1e-5)
+    same = denoiser.around(denoiser.network)
+    _, history = train(
+        same, ShuffledPool(diffusion, denoiser, 2), diffusion, 1, lr=0.0, log_every=1, progress=False
+    )
+    assert history.simple == [0.0]
+    teacher.save(tmp_path / "out", teacher.student("x0.5"), {})
+    teacher.student("x0.5").save_pretrained(tmp_path / "alone", diffusion)
+    for name in ("out", "alone"):
+        again = Pipeline.from_pretrained(tmp_path / name)
+        assert type(again.scheduler) is kind
+        assert (again.denoiser.terms.negative, again.denoiser.terms.scale) == (prediction == "epsilon", data)
 
 
 def test_every_network_that_is_read_has_its_place_in_a_table():

@@ -13,6 +13,8 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     LCMScheduler,
 )
@@ -23,6 +25,8 @@ from torch.testing import assert_close
 from dkdm_lab import cli
 from dkdm_lab.diffusion import GaussianDiffusion
 from dkdm_lab.networks import Denoiser, folders
+from dkdm_lab.system.budget import Stopped
+from dkdm_lab.teachers import samples
 from dkdm_lab.teachers.distill import Distillation, content, default_batch_size, distill
 from dkdm_lab.teachers.pipelines import Pipeline, decode, encode
 
@@ -133,6 +137,11 @@ def test_a_variant_is_chosen_by_name_where_there_are_several(folder):
 
     assert first("fp16") == pytest.approx(2 * first(None))
     assert first("non_ema") == pytest.approx(3 * first(None))
+    command = ["distill", str(folder), "--student", "x1", "--init", "teacher", "--force", "--samples", "0"]
+    command += ["--iterations", "1", "--batch-size", "2", "--rho", "0.1", "--lr", "1e-9", "--ema", "0"]
+    assert cli.main([*command, "--variant", "fp16", "--out", str(folder.parent / "out")]) == 0
+    student = next(iter(Denoiser.from_pretrained(folder.parent / "out").network.state_dict().values()))
+    assert float(student.flatten()[0]) == pytest.approx(2 * first(None), rel=1e-5)
     file.unlink()
     with pytest.raises(ValueError, match="found weights in the variants fp16, non_ema, expected --variant"):
         Denoiser.from_pretrained(folder)
@@ -176,6 +185,23 @@ def test_a_vaes_shift_and_statistics_are_those_of_the_pipeline():
     with torch.no_grad():
         expected = vae.decode(latents * channels[1] / 0.18215 + channels[0]).sample
     assert_close(decode(vae, latents), expected)
+
+
+def test_the_decoder_goes_where_the_denoiser_goes(folder):
+    stable_diffusion(folder)
+    teacher = Pipeline.from_pretrained(folder).to("meta")
+    assert {p.device.type for part in (teacher.vae, teacher.denoiser) for p in part.parameters()} == {"meta"}
+
+
+def test_an_evaluation_holds_a_batch_of_samples_and_8_bits_of_all_images(folder, monkeypatch):
+    stable_diffusion(folder)
+    teacher, seen, scored = Pipeline.from_pretrained(folder), [], []
+    forward = teacher.vae.decode
+    monkeypatch.setattr(teacher.vae, "decode", lambda x: seen.append(len(x)) or forward(x))
+    monkeypatch.setattr(samples, "score", lambda *images, **_: scored.extend(images) or {"FID": 0.0})
+    samples.compare(teacher, teacher.denoiser, 7, teacher.prompts(["a cat"]), batch_size=3)
+    assert seen == [3, 3, 1] * 2
+    assert [(one.dtype, one.shape) for one in scored] == [(torch.uint8, (7, 3, 16, 16))] * 2
 
 
 # -- what makes no sense is said before any training ---------------------------------------------------
@@ -240,6 +266,16 @@ NONSENSE = {
     "video": (named("AnimateDiffPipeline"), "found AnimateDiffPipeline, a video model; expected a pipeline"),
     "audio": (named("StableAudioPipeline"), "found StableAudioPipeline, an audio model"),
     "image embeddings": (named("KandinskyV22Pipeline"), "a decoder of image embeddings"),
+    "HunyuanDiT": (named("HunyuanDiTPipeline"), "found HunyuanDiTPipeline, a transformer that is told sizes"),
+    "DeepFloyd IF": (named("IFPipeline"), "found IFPipeline, the first of a cascade, whose steps are thresh"),
+    "EDM that predicts samples": (
+        saved(EDMDPMSolverMultistepScheduler(prediction_type="sample", **SHORT)),
+        "found prediction_type 'sample', expected 'epsilon' or 'v_prediction'",
+    ),
+    "EDM without noise": (
+        saved(EDMEulerScheduler(sigma_min=0.0, **SHORT)),
+        "found sigmas from 0.0 to 80.0 for data of 0.5, expected them to rise from 1e-6 or more",
+    ),
     "score SDE": (named("ScoreSdeVePipeline"), "found ScoreSdeVePipeline, a process in continuous time"),
 }  # fmt: skip
 
@@ -333,6 +369,23 @@ def test_a_resumed_run_takes_nothing_else_under_the_same_names(change, what, fol
     teacher, conditions = change(teacher)
     with pytest.raises(ValueError, match=f"out: this distillation was begun with another content of {what}"):
         distill(teacher, settings(), tmp_path / "out", conditions, progress=False, samples=0)
+
+
+def test_a_stopped_run_takes_no_shorter_list_of_prompts(folder, tmp_path, monkeypatch):
+    """Of which its pool has numbers that are no longer there."""
+    stable_diffusion(folder)
+    teacher = Pipeline.from_pretrained(folder)
+
+    def run(prompts):
+        distill(teacher, settings(), tmp_path / "out", prompts, progress=False, samples=0, checkpoint_every=1)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("dkdm_lab.training._Loop._asked_to_leave", lambda _: Stopped)
+        run(teacher.prompts(["a cat", "a red dog"]))
+    assert any((tmp_path / "out" / "checkpoints").iterdir())
+    with pytest.raises(ValueError, match="begun with another content of prompts or labels"):
+        run(teacher.prompts(["a cat"]))
+    run(teacher.prompts(["a cat", "a red dog"]))
 
 
 def test_another_null_class_is_another_distillation(folder):

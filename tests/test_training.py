@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import time
 
 import pytest
 import torch
@@ -92,6 +93,72 @@ def test_the_gradient_is_clipped_only_on_request(diffusion, ring):
     free, clipped = torch.stack(norms).split(5)
     assert float(free.min()) > 0.02
     assert_close(clipped, torch.full((5,), 0.01), rtol=1e-3, atol=0)
+
+
+class Two:
+    """A source whose batches are two of another's."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        one, other = next(self.source), next(self.source)
+        target = [torch.cat(parts) for parts in zip(one.target, other.target, strict=True)]
+        x_t, t, eps = (torch.cat([getattr(b, name) for b in (one, other)]) for name in ("x_t", "t", "eps"))
+        return dataclasses.replace(one, x_t=x_t, t=t, eps=eps, target=type(one.target)(*target))
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_a_step_in_parts_is_that_of_the_whole_batch(clip, diffusion, ring):
+    """Gradient, its clipping, and the losses that are reported."""
+    found = []
+    for source, accumulate in (
+        (toy_source("data", diffusion, ring), 2),
+        (Two(toy_source("data", diffusion, ring)), 1),
+    ):
+        options = {"accumulate": accumulate, "gradient_clip": clip}
+        student, history = quietly(toy_student(), source, diffusion, 10, **options)
+        found.append((weights(student), history.loss))
+    (in_parts, losses), (whole, expected) = found
+    assert_close(in_parts, whole, atol=1e-5, rtol=1e-4)
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_checkpoint_says_in_how_many_parts_a_batch_was_computed(diffusion, ring, tmp_path):
+    def go_on(accumulate):
+        quietly(
+            toy_student(), toy_source("data", diffusion, ring), diffusion, 4,
+            accumulate=accumulate, checkpoint=tmp_path, checkpoint_every=2,
+        )  # fmt: skip
+
+    go_on(2)
+    go_on(2)
+    with pytest.raises(ValueError, match="this training was begun with accumulate = 2, expected None"):
+        go_on(1)
+
+
+def test_the_end_is_estimated_once(diffusion, data_source, monkeypatch):
+    """From the second interval of logs on: 10 steps of half a second."""
+    now, lines, step = [0.0], [], torch.optim.AdamW.step
+
+    def slow(*arguments, **options):
+        now[0] += 20.0 if now[0] == 0 else 0.5  # the first, with its warm-up
+        return step(*arguments, **options)
+
+    monkeypatch.setattr("dkdm_lab.training.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("dkdm_lab.training.time.time", lambda: 0.0)
+    monkeypatch.setattr("dkdm_lab.training.time.localtime", time.gmtime)
+    monkeypatch.setattr(torch.optim.AdamW, "step", slow)
+    quietly(toy_student(), data_source, diffusion, 260, report=lines.append)
+    assert lines == ["a step takes 0.5 s; the other 240 about 2 min, until 00:02"]
+    quietly(toy_student(), data_source, diffusion, 20, report=lines.append)
+    assert len(lines) == 1  # nothing is left
 
 
 def test_a_process_may_train_in_one_precision_and_then_in_another(diffusion, data_source):

@@ -26,8 +26,10 @@ from dkdm_lab.networks.schedulers import (
     PREDICTIONS,
     ddpm_scheduler,
     diffusion_of,
+    edm_levels,
     flow_levels,
     flow_scale,
+    is_edm,
     read_json,
     read_scheduler,
 )
@@ -173,10 +175,10 @@ class Denoiser(nn.Module):
         """
         folder = Path(folder)
         scheduler = self.terms.scheduler
-        if self.prediction != "flow_prediction":
-            scheduler = ddpm_scheduler(diffusion, self.learns_variance, self.prediction)
-        elif scheduler is None:
+        if scheduler is None and self.prediction == "flow_prediction":
             raise ValueError("terms: found no scheduler, expected a flow's own, to save its network with")
+        if scheduler is None:
+            scheduler = ddpm_scheduler(diffusion, self.learns_variance, self.prediction)
         with whole_folder(folder) as new, as_saved(self.network) as network:
             if isinstance(network, UNet2DModel) and self.condition is None and self.terms.scheduler is None:
                 DDPMPipeline(network, scheduler).save_pretrained(new)
@@ -219,6 +221,13 @@ def _process(network: nn.Module, scheduler, size: int | None) -> tuple:
     if scheduler is None:
         return None, "epsilon", "learned_range", Terms(size=size)
     terms = Terms(size=size)
+    if is_edm(scheduler):
+        times = edm_levels(scheduler).timesteps.flip(0).float()
+        negative = scheduler.config.prediction_type == "epsilon"
+        terms = dataclasses.replace(
+            terms, times=times, scheduler=scheduler, negative=negative, scale=scheduler.config.sigma_data
+        )
+        return diffusion_of(scheduler), "v_prediction", "learned_range", terms
     if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         learned = scheduler.config.get("variance_type") == "learned"
         prediction = scheduler.config.get("prediction_type", "epsilon")

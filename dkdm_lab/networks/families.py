@@ -112,7 +112,9 @@ class Terms:
 
     times: ``[T]``, what it is told of each level; None: the level's index. layout: the shape of each part of
     a condition, as it is packed; None for labels and for embeddings alone. size: of a sample's side where the
-    configuration has none. guidance: of a network that embeds it. scheduler: diffusers' own, of a flow.
+    configuration has none. guidance: of a network that embeds it. scheduler: diffusers' own, of a flow and of
+    EDM. negative: whether it answers the negative. scale: what samples are multiplied with to be images or
+    latents, for EDM's are divided by the size of its data.
     """
 
     times: Tensor | None = None
@@ -120,6 +122,8 @@ class Terms:
     size: int | None = None
     guidance: float = 3.5
     scheduler: SchedulerMixin | None = field(default=None, repr=False)
+    negative: bool = False
+    scale: float = 1.0
 
 
 def pack(parts: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, tuple[int, ...]]]:
@@ -172,7 +176,7 @@ def ask(network: nn.Module, family: Family, terms: Terms, x: Tensor, time: Tenso
     out = network(x, timestep=time, **given).sample
     if family.packed:
         out = nn.functional.pixel_shuffle(out.mT.unflatten(2, (height // 2, width // 2)), 2)
-    return -out if family.negative else out
+    return -out if family.negative != terms.negative else out
 
 
 def _resolution(network: nn.Module, x: Tensor) -> dict:

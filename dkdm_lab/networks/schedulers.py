@@ -4,6 +4,11 @@ A flow model is the same process in other coordinates. It sees ``y = (1 - sigma)
 divided by ``sqrt((1 - sigma)^2 + sigma^2)`` is the ``x_t`` of Eq. 4 with
 ``alpha_bar = (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2)``. So the levels of a pool are the scheduler's own
 sigmas, shift and resolution included, and the pool, the loss and the sampler stay as they are.
+
+So is an EDM model (Karras et al., 2022). It sees ``y = x_0 + sigma eps`` multiplied with
+``1 / sqrt(sigma^2 + sigma_data^2)``, and that is the ``x_t`` of Eq. 4 for ``x_0 / sigma_data`` with
+``alpha_bar = sigma_data^2 / (sigma^2 + sigma_data^2)``. What its network answers is then the v of
+v-prediction itself, or its negative; it is told ``log(sigma) / 4``.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ EulerDiscreteScheduler HeunDiscreteScheduler KDPM2AncestralDiscreteScheduler KDP
 LMSDiscreteScheduler PNDMScheduler SASolverScheduler UniPCMultistepScheduler
 """.split()
 _FLOW = "FlowMatchEulerDiscreteScheduler"
+_EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 _FEW_STEPS = ("LCMScheduler", "TCDScheduler", "CMStochasticIterativeScheduler", "FlowMatchLCMScheduler")
 _MOST_LEVELS = 100_000
 _CLEAN = 1e-6  # what stands for 1 - sigma where it is 0, so that x_0 can still be solved for
@@ -69,8 +75,10 @@ def read_scheduler(folder: Path) -> diffusers.SchedulerMixin:
             f"{file}: found {name}, a teacher of few steps, which knows no step from one level to the next; "
             "expected the model that it was made from"
         )
-    if name not in (*_WITH_BETAS, _FLOW):
-        raise ValueError(f"{file}: found {name!r}, expected {_FLOW} or a scheduler with betas ({_some()})")
+    if name not in (*_WITH_BETAS, _FLOW, *_EDM):
+        raise ValueError(
+            f"{file}: found {name!r}, expected {_FLOW}, {_EDM[0]} or a scheduler with betas ({_some()})"
+        )
     levels = config.get("num_train_timesteps", 1000)
     if type(levels) is not int or not 1 <= levels <= _MOST_LEVELS:
         raise ValueError(f"{file}: found num_train_timesteps {levels!r}, expected 1 to {_MOST_LEVELS:,}")
@@ -83,7 +91,7 @@ def read_scheduler(folder: Path) -> diffusers.SchedulerMixin:
         scheduler = getattr(diffusers, name).from_config(config)
     except Exception as error:  # diffusers raises many kinds here; one clear kind leaves
         raise ValueError(f"{file}: the scheduler cannot be made ({_first_line(error)})") from error
-    if name != _FLOW:
+    if name in _WITH_BETAS:
         if not bool(torch.isfinite(scheduler.betas).all()):
             raise ValueError(f"{file}: found betas that are not finite, expected numbers in (0, 1)")
         nothing_left = float(scheduler.betas[-1]) > 1 - 1e-7
@@ -122,17 +130,35 @@ def _refuse_contradictions(file: Path, config: dict) -> None:
         raise ValueError(f"{file}: found thresholding, expected clip_sample or none")
     if config.get("timestep_type", "discrete") != "discrete":
         raise ValueError(f"{file}: found timestep_type {config['timestep_type']!r}, expected 'discrete'")
+    if config.get("_class_name") in _EDM:
+        if found not in ("epsilon", "v_prediction"):
+            raise ValueError(f"{file}: found prediction_type {found!r}, expected 'epsilon' or 'v_prediction'")
+        low, high, data = (
+            config.get(name, default)
+            for name, default in (("sigma_min", 0.002), ("sigma_max", 80.0), ("sigma_data", 0.5))
+        )
+        numbers = all(type(value) in (int, float) for value in (low, high, data))
+        if not (numbers and 1e-6 <= low < high <= 1e6 and 1e-3 <= data <= 1e3):
+            raise ValueError(
+                f"{file}: found sigmas from {low!r} to {high!r} for data of {data!r}, expected them to rise "
+                "from 1e-6 or more to 1e6 or less, and data from 1e-3 to 1e3"
+            )
     if config.get("invert_sigmas"):
         raise ValueError(f"{file}: found invert_sigmas, expected sigmas that are 1 at pure noise")
 
 
 def diffusion_of(scheduler, sequence: int = 256) -> GaussianDiffusion:
     """The process that a diffusers scheduler was configured for: its betas, clipping and fixed variance; or
-    its sigmas. sequence: the tokens of one sample, by which some flows shift their sigmas."""
+    its sigmas, of EDM for data that are divided by ``sigma_data``. sequence: the tokens of one sample, by
+    which some flows shift their sigmas."""
     config = scheduler.config
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         log_alpha_bar = _log_alpha_bar(flow_levels(scheduler, sequence).sigmas[:-1].double().numpy()[::-1])
         return GaussianDiffusion(-np.expm1(np.diff(log_alpha_bar, prepend=0.0)), clip=False, schedule="flow")
+    if is_edm(scheduler):
+        sigmas = edm_levels(scheduler).sigmas[:-1].double().numpy()[::-1] / config.sigma_data
+        log_alpha_bar = -np.log1p(sigmas**2)
+        return GaussianDiffusion(-np.expm1(np.diff(log_alpha_bar, prepend=0.0)), clip=False, schedule="edm")
     large = str(config.get("variance_type")).startswith("fixed_large")
     return GaussianDiffusion(
         scheduler.betas.double().numpy(),
@@ -153,6 +179,19 @@ def flow_levels(scheduler: FlowMatchEulerDiscreteScheduler, sequence: int = 256)
         )
         options["mu"] = config.base_shift + slope * (sequence - config.base_image_seq_len)
     scheduler.set_timesteps(config.num_train_timesteps, **options)
+    return scheduler
+
+
+def is_edm(scheduler) -> bool:
+    """Whether it is one of EDM's, whose networks are preconditioned."""
+    return type(scheduler).__name__ in _EDM
+
+
+def edm_levels(scheduler):
+    """An EDM scheduler, set to all its levels: ``sigmas``, falling, with its last behind them, and
+    ``timesteps``, which a network is told."""
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(scheduler.config.num_train_timesteps)
     return scheduler
 
 

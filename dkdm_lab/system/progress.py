@@ -43,3 +43,9 @@ def progress_bar(*arguments, show: bool, **options) -> std.tqdm:
     in_notebook = tqdm.__init__.__module__ == "tqdm.notebook"
     kind = tqdm if in_notebook or sys.stderr.isatty() else _Lines
     return kind(*arguments, leave=False, disable=hidden, **options)
+
+
+def say(line: str) -> None:
+    """Print a line at once, above whatever bar there is."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(line, flush=True)

@@ -73,6 +73,10 @@ Variance = Literal["learned", "stretched", "small", "large", "analytic", "ddim"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 Compile = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 
+Tracker = Literal[
+    "tensorboard", "wandb", "trackio", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab"
+]
+
 
 @dataclass(frozen=True)
 class Kind:

@@ -27,6 +27,8 @@ def card(settings, result: dict, conditions: Conditions | None, teacher: Pipelin
     unknown.append("What its teacher should not have learned, as biases or images known by heart.")
     open_questions = "\n".join(f"- {what}" for what in unknown)
     begun = "" if settings.init == "random" else ", begun with its teacher's weights where they fit"
+    before = result.get("iterations_before")
+    before = f", after {before:,} of {settings.continued}" if before else ""
     smaller = result["parameters"] / result["teacher_parameters"]
     guided = f", guided by {settings.guidance:g} on their way" if settings.guidance != 1 else ""
     strides = f", strides of {result['stride']} steps" if result["stride"] != 1 else ""
@@ -47,7 +49,7 @@ learned from are noisy samples that its teacher denoised, drawn from noise{drawn
 | teacher | {settings.teacher} |
 | student | {settings.student}{begun} |
 | method | dynamic iterative distillation (Algorithm 1), rho = {settings.rho:g}{strides} |
-| iterations | {settings.iterations:,} of batch size {settings.batch_size} |
+| iterations | {settings.iterations:,} of batch size {settings.batch_size}{before} |
 | learning rate, EMA | {settings.lr:g}, {settings.ema:g} |
 | teacher evaluations | {result["teacher_evaluations"]:,} |
 | L'_simple at the end | {result["simple"]:.3g} |

@@ -22,14 +22,15 @@ from dkdm_lab.system.checkpoint import tensors_hash
 from dkdm_lab.system.files import added, alone, explained, tidy, whole, write_json
 from dkdm_lab.system.provenance import device, provenance
 from dkdm_lab.system.settings import CountOrNone, Scored, accept, kind
+from dkdm_lab.teachers import hub
 from dkdm_lab.teachers.cards import card as card_of
 from dkdm_lab.teachers.distillation import Distillation
 from dkdm_lab.teachers.pipelines import Pipeline
 from dkdm_lab.teachers.samples import compare, samples_of, sheet_size
-from dkdm_lab.training import train
+from dkdm_lab.training import check_tracker, train
 
 # Settings that came later than the first distillations, and what those were made with.
-_LATER = {"stride": 1, "mixed_precision": "no", "init": "random"}
+_LATER = {"stride": 1, "mixed_precision": "no", "init": "random", "accumulate": 1, "continued": None}
 
 
 def distill(
@@ -43,6 +44,9 @@ def distill(
     progress: bool = True,
     samples: int = 8,
     report: Callable[[str], None] = lambda line: None,
+    checkpointing: bool = False,
+    log_with: str | None = None,
+    push_to_hub: str | None = None,
 ) -> Denoiser:
     """Train a student from ``teacher`` with the dynamic pool and write it to ``out``, a pipeline of the
     teacher's kind with a card, its losses (``history.json``, ``loss.png``) and a sheet of its samples beside
@@ -50,7 +54,10 @@ def distill(
 
     evaluate: how many images to compare with as many of the teacher's, see :func:`compare`; 0 for none.
     compile: a mode of `torch.compile`, see :func:`~dkdm_lab.training.train`. samples: how many columns the
-    sheet has at most, see :func:`sheet_size`; 0 for no sheet. report: is told in a line what will be trained.
+    sheet has at most, see :func:`sheet_size`; 0 for no sheet. report: is told in a line what will be trained,
+    and in another how long it will take. checkpointing: compute the student's activations twice and keep
+    fewer of them. log_with: one of accelerate's trackers; those that keep files have them in ``out/logs``.
+    push_to_hub: a repository's name there, which gets all that ``out`` holds once it is saved.
 
     While it is under way ``out`` holds its settings and checkpoints: called again it goes on from there,
     also after a :func:`~dkdm_lab.system.budget.budget` ended it. The
@@ -59,7 +66,7 @@ def distill(
     before. Under `accelerate launch` all ranks call it and train together.
 
     Errors: ValueError where ``out`` holds anything else, or a student, conditions or a number do not fit;
-    what ``evaluate`` needs is looked for first, see :func:`~dkdm_lab.metrics.require`. RuntimeError where
+    what ``evaluate``, ``log_with`` and ``push_to_hub`` need is looked for first. RuntimeError where
     the student is saved and something else that belongs to it could not be made.
     """
     if evaluate:
@@ -71,30 +78,43 @@ def distill(
         lr=_learning_rate(settings.iterations) if settings.lr is None else settings.lr,
         batch_size=default_batch_size(teacher) if settings.batch_size is None else settings.batch_size,
     )
+    if settings.batch_size % settings.accumulate:
+        raise ValueError(
+            f"accumulate: found {settings.accumulate}, expected a divisor of the batch size, "
+            f"{settings.batch_size}"
+        )
     out = Path(out)
     file = out / "distillation.json"
     tidy(out)
-    decided = content(teacher, conditions)
+    check_tracker(log_with)
+    begin = None if settings.continued is None else _finished_student(settings.continued, teacher)
+    decided = content(teacher, conditions, begin)
     found = _begun(out, settings, teacher, decided)
     main = distributed.rank() == 0
     if evaluate and main:
         require("inception", evaluate)
+    if push_to_hub is not None and main:
+        hub.require(push_to_hub)
     samples = samples if _draws_images(teacher) else 0
     if "result" in found:  # the student is there
         student = Denoiser.from_pretrained(out).to(device())
         if main:
-            _complete(teacher, student, settings, out, conditions, evaluate, samples, found)
+            _complete(teacher, student, settings, out, conditions, evaluate, samples, push_to_hub, found)
         return student
 
     torch.manual_seed(settings.seed)
     student = teacher.student(settings.student).to(device())
     begun = _begin_as(student, teacher.denoiser) if settings.init == "teacher" else ""
+    if begin is not None:
+        begun = _go_on_from(student, begin, settings.continued)
+    if checkpointing:
+        _keep_less(student.network)
     stride = max(1, teacher.diffusion.T // 10) if settings.stride is None else settings.stride
     pool = DynamicPool(
         teacher.diffusion,
         teacher.denoiser.to(device()),
-        distributed.local_batch_size(settings.batch_size),
-        rho=settings.rho,
+        distributed.local_batch_size(settings.batch_size // settings.accumulate),
+        rho=settings.rho * settings.accumulate,  # as many samples in all
         stride=stride,
         variance=settings.variance,
         storage=settings.storage,
@@ -122,10 +142,14 @@ def distill(
         ema=settings.ema,
         mixed_precision=settings.mixed_precision,
         compile=compile,
+        accumulate=settings.accumulate,
         checkpoint=out / "checkpoints",
         checkpoint_every=checkpoint_every,
+        log_with=log_with,
+        log_dir=out / "logs",
         progress=progress,
         description=f"distilling {settings.student}",
+        report=report if main else None,
     )
     evaluations = sum(distributed.gather(pool.evaluations))
     if not main:
@@ -140,6 +164,7 @@ def distill(
             "teacher_parameters": teacher.denoiser.parameter_count,
             "teacher_evaluations": evaluations,
             "stride": stride,
+            **({} if begin is None else {"iterations_before": _iterations_of(settings.continued)}),
         },
         "made_with": provenance(),
         "missing": list(_PARTS if samples else [part for part in _PARTS if part != "samples.png"]),
@@ -149,7 +174,7 @@ def distill(
         (new / "history.json").write_text(json.dumps(vars(history)), encoding="utf-8")
         (new / file.name).write_text(json.dumps(found, indent=1), encoding="utf-8")
     budget.kept()
-    _complete(teacher, averaged, settings, out, conditions, evaluate, samples, found)
+    _complete(teacher, averaged, settings, out, conditions, evaluate, samples, push_to_hub, found)
     return averaged
 
 
@@ -170,9 +195,11 @@ def default_batch_size(teacher: Pipeline) -> int:
     return max(1, 128 >> math.ceil(doublings - 0.01))
 
 
-def content(teacher: Pipeline, conditions: Conditions | None) -> dict[str, str | None]:
+def content(
+    teacher: Pipeline, conditions: Conditions | None, begin: Denoiser | None = None
+) -> dict[str, str | None]:
     """What decides a distillation beside its settings, as SHA-256s: the teacher's weights, the levels of its
-    process, the prompts or labels, and the null label."""
+    process, the prompts or labels, the null label, and the weights of the student that is continued."""
     names = None if conditions is None else conditions.names
     values = None if conditions is None else conditions.values
     labels = values is not None and values.ndim == 1 and conditions.null is not None
@@ -183,7 +210,58 @@ def content(teacher: Pipeline, conditions: Conditions | None) -> dict[str, str |
         if names is not None
         else tensors_hash({} if values is None else {"values": values}),
         "null class": str(int(conditions.null)) if labels else None,
+        "the continued student's weights": None
+        if begin is None
+        else tensors_hash(begin.network.state_dict()),
     }
+
+
+def _finished_student(folder: str, teacher: Pipeline) -> Denoiser:
+    """A student that was distilled before; ValueError for a folder that has none, or one of another kind of
+    process than the teacher's."""
+    if not finished(folder):
+        raise ValueError(
+            f"{folder}: found no finished student there, expected one to continue; a distillation that was "
+            "stopped goes on by the same call"
+        )
+    begin = Denoiser.from_pretrained(folder, size=teacher.denoiser.terms.size)
+    theirs, own = teacher.denoiser, (begin.prediction, begin.diffusion.T, begin.condition)
+    if own != (theirs.prediction, theirs.diffusion.T, theirs.condition):
+        raise ValueError(
+            f"{folder}: found a student that predicts {own[0]} at {own[1]:,} levels and takes "
+            f"{own[2] or 'no condition'}, expected {theirs.prediction}, {theirs.diffusion.T:,} and "
+            f"{theirs.condition or 'none'}, as the teacher"
+        )
+    return begin
+
+
+def _go_on_from(student: Denoiser, begin: Denoiser, folder: str) -> str:
+    """Give a student the weights that it had; says so. ValueError where its network is another."""
+    own, old = student.network.state_dict(), begin.network.state_dict()
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in old.items()}:
+        raise ValueError(
+            f"{folder}: found {type(begin.network).__name__} of {begin.parameter_count:,} parameters, "
+            f"expected the network that student names, {type(student.network).__name__} of "
+            f"{student.parameter_count:,}"
+        )
+    student.network.load_state_dict(old)
+    return f"; it goes on after {_iterations_of(folder):,} iterations of {folder}"
+
+
+def _iterations_of(folder: str) -> int:
+    """How many iterations a finished student has had, and those that it went on from."""
+    found = read_json(Path(folder) / "distillation.json")
+    return found["settings"]["iterations"] + found["result"].get("iterations_before", 0)
+
+
+def _keep_less(network: torch.nn.Module) -> None:
+    """Gradient checkpointing; ValueError for a network that has none."""
+    if not getattr(network, "_supports_gradient_checkpointing", False):
+        raise ValueError(
+            f"checkpointing: found {type(network).__name__}, which knows nothing of it, expected a network "
+            "of diffusers"
+        )
+    network.enable_gradient_checkpointing()
 
 
 def _begin_as(student: Denoiser, teacher: Denoiser) -> str:
@@ -241,15 +319,18 @@ def _complete(
     conditions: Conditions | None,
     evaluate: int,
     samples: int,
+    push_to_hub: str | None,
     found: dict,
 ) -> None:
-    """Make what is missing beside a student that is saved: each part by itself, for one may fail."""
+    """Make what is missing beside a student that is saved: each part by itself, for one may fail. The Hub
+    gets the whole, or nothing."""
     missing, result = set(found.get("missing", ())), found["result"]
     if evaluate and result.get("metrics", {}).get("N") != evaluate:
         missing.add("metrics")
     if not samples:
         missing.discard("samples.png")
-    if not missing:
+    pushing = push_to_hub is not None and result.get("pushed") != push_to_hub
+    if not missing and not pushing:
         raise ValueError(f"{out}: this distillation is finished; move the folder away to begin anew")
     missing.add("README.md")  # which shows the others
     teacher.to(device())
@@ -317,6 +398,13 @@ def _complete(
                 write_json(out / "distillation.json", found)
             except OSError as error:  # what is there says that all of it is missing: it is made once more
                 failed["distillation.json"] = error
+            if pushing and not failed:
+                try:
+                    hub.push(out, push_to_hub)
+                    result["pushed"] = push_to_hub
+                    write_json(out / "distillation.json", found)
+                except Exception as error:  # of a library that raises many kinds
+                    failed[f"its copy at {push_to_hub} on the Hub"] = error
         (out / ".checkpoints.lock").unlink(missing_ok=True)
     except KeyboardInterrupt as stopped:
         out_of_time = isinstance(stopped, budget.OutOfTime)

@@ -16,6 +16,7 @@ from dkdm_lab.system.settings import (
     Storage,
     Variance,
     check,
+    together,
 )
 
 
@@ -40,6 +41,9 @@ class Distillation:
         "samples per iteration, of all processes together; None: 128 for teachers of up to 100M parameters, "
         "half of it for each doubling beyond",
     ] = None
+    accumulate: Annotated[
+        Count, "parts in which a batch is computed, one after the other, for so much less memory"
+    ] = 1
     rho: Annotated[float, Range(0, 1000, above=True), "the pool's size in T batches; the paper's is 0.4"] = (
         0.04
     )
@@ -64,7 +68,19 @@ class Distillation:
         "teacher: begin with its weights wherever the student has one of the same name and shape, as fewer "
         "blocks of the same width do (BK-SDM, Kim et al. 2023)",
     ] = "random"
+    continued: Annotated[
+        str | None, "the folder of a finished student with the same network, which is trained further"
+    ] = None
     seed: Annotated[Seed, "of the student's first weights and the pool"] = 0
 
     def __post_init__(self):
         check(self)
+        both = self.continued is not None and self.init != "random"
+        divided = self.batch_size is None or self.batch_size % self.accumulate == 0
+        together(
+            self,
+            [
+                ("init", both, "'random' where a student is continued, whose weights are there"),
+                ("accumulate", not divided, f"a divisor of the batch size, {self.batch_size}"),
+            ],
+        )

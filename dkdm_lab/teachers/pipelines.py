@@ -46,6 +46,8 @@ _OUT_OF_REACH = {
     "Mochi": "a video model", "LTX": "a video model", "Audio": "an audio model", "Music": "an audio model",
     "LatentConsistency": "a teacher of few steps, which knows no step from one level to the next",
     "Consistency": "a teacher of few steps, which knows no step from one level to the next",
+    "IFPipeline": "the first of a cascade, whose steps are thresholded by their own quantiles",
+    "HunyuanDiT": "a transformer that is told sizes and styles beside its two texts, for which no source is",
     "ScoreSde": "a process in continuous time",
 }  # fmt: skip
 
@@ -159,6 +161,7 @@ class Pipeline:
 
     def decode(self, x: Tensor, batch_size: int = 32) -> Tensor:
         """Samples as images ``[N, C, H, W]`` in [-1, 1]: of a latent model decoded, of others as they are."""
+        x = x * self.denoiser.terms.scale
         return x if self.vae is None else decode(self.vae, x, batch_size)
 
     def classes(self, null: int | None = None, dropout: float = 0.1) -> Conditions:
