@@ -9,22 +9,22 @@ from pathlib import Path
 import torch
 
 from dkdm_lab import networks
-from dkdm_lab.cli import _parser
 from dkdm_lab.experiments.ledger import Table
 from dkdm_lab.experiments.presets import PRESETS
+from dkdm_lab.parser import parser
 
 BOOK = Path(__file__).parent
 
 
 def commands() -> str:
     """Every command of `dkdm` with its options, from the parser itself."""
-    parser = _parser()
+    asked = parser()
     (choices,) = (
-        a for a in parser._actions if isinstance(a, argparse._SubParsersAction)
+        a for a in asked._actions if isinstance(a, argparse._SubParsersAction)
     )
     lines = [
         "# Command line",
-        f"`dkdm`: {parser.description} `dkdm COMMAND --help` says the same in a terminal.",
+        f"`dkdm`: {asked.description} `dkdm COMMAND --help` says the same in a terminal.",
     ]
     for summary in choices._choices_actions:
         command = choices.choices[summary.dest]

@@ -244,7 +244,7 @@ def test_a_distillation_and_its_comparison_go_on_as_if_unbroken(
             ticks[0] += 1
         return {"FID'": 1.0, "N": 5, "steps": 5}
 
-    monkeypatch.setattr("dkdm_lab.teachers.distill.compare", compare)
+    monkeypatch.setattr("dkdm_lab.teachers.finishing.compare", compare)
     asked = Distillation("teacher", "digits-53k", iterations=6, batch_size=4, rho=0.1)
 
     def work(name):

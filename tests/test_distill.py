@@ -27,9 +27,10 @@ from dkdm_lab.sources import Conditions
 from dkdm_lab.system import figures, provenance
 from dkdm_lab.system.settings import Tracker
 from dkdm_lab.teachers import distill as distillation
-from dkdm_lab.teachers import hub
-from dkdm_lab.teachers.distill import Distillation, distill, samples_of, sheet_size
+from dkdm_lab.teachers import finishing, hub, students
+from dkdm_lab.teachers.distill import Distillation, distill
 from dkdm_lab.teachers.pipelines import Pipeline
+from dkdm_lab.teachers.samples import samples_of, sheet_size
 
 T = 20
 LEFT = ["README.md", "distillation.json", "history.json", "loss.png", "model_index.json", "samples.png"]
@@ -239,7 +240,7 @@ def test_killed_between_weights_and_card(kill, run, tmp_path, monkeypatch, untou
         raise kill
 
     with monkeypatch.context() as patch:
-        patch.setattr(distillation, "samples_of", stop)
+        patch.setattr(finishing, "samples_of", stop)
         with pytest.raises(kill) as stopped:
             run()
     if kill is KeyboardInterrupt:
@@ -270,7 +271,7 @@ def test_a_folder_that_cannot_be_renamed_is_written_into(run, tmp_path):
 
 
 def test_without_a_sheet(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(distillation, "samples_of", fail)
+    monkeypatch.setattr(finishing, "samples_of", fail)
     run(samples=0)
     assert "samples.png" not in names(tmp_path / "out")
     assert "samples.png" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
@@ -279,7 +280,7 @@ def test_without_a_sheet(run, tmp_path, monkeypatch):
 def test_a_finished_student_can_be_evaluated_later(run, tmp_path, untouched, inception, monkeypatch):
     run()
     scores = {"FID'": 12.34, "N": 5, "steps": T}
-    monkeypatch.setattr(distillation, "compare", lambda teacher, student, n, *_: {**scores, "N": n})
+    monkeypatch.setattr(finishing, "compare", lambda teacher, student, n, *_: {**scores, "N": n})
     assert "| FID' | not measured |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     untouched()
     run(evaluate=5)
@@ -485,7 +486,7 @@ def test_gradient_checkpointing_changes_no_weight(teacher, tmp_path, monkeypatch
     for one, other in zip(plain.parameters(), less.parameters(), strict=True):
         assert_close(one, other)
     with pytest.raises(ValueError, match="checkpointing: found DiT, which knows nothing of it"):
-        distillation._keep_less(networks.NETWORKS["vit-19m"]())
+        students.keep_less(networks.NETWORKS["vit-19m"]())
 
 
 @pytest.mark.parametrize("name, message", [("cuda", "expected one of cpu"), ("tpu", "expected one of cpu")])

@@ -25,6 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dkdm_lab import cli
 from dkdm_lab.networks import NETWORKS, Denoiser
+from dkdm_lab.parser import parser
 from dkdm_lab.teachers import distill as distillation
 from dkdm_lab.teachers.distill import Distillation, distill
 from dkdm_lab.teachers.pipelines import Pipeline, decode, encode
@@ -274,7 +275,7 @@ def test_the_command_trains_in_sixteen_bits_and_compiled(made, tmp_path, monkeyp
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_of_the_teachers_own_width_starts_with_its_shape(kind, made):
     _, command = made(kind)
-    pipeline = cli._teacher(cli._parser().parse_args([*command, "--student", "x1"]))
+    pipeline = cli._teacher(parser().parse_args([*command, "--student", "x1"]))
     student = pipeline.student("x1")
     expected = {key: value.shape for key, value in pipeline.denoiser.network.state_dict().items()}
     assert {key: value.shape for key, value in student.network.state_dict().items()} == expected

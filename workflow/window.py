@@ -543,7 +543,7 @@ def take(out: Path, book: Path, replace: bool = False) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from dkdm_lab.cli import minutes
+    from dkdm_lab.parser import minutes
     from dkdm_lab.system.options import Command, file, folder, listed, option, setting
     from dkdm_lab.system.settings import Count, Range, Seed
 

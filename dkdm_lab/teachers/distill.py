@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,16 +16,16 @@ from dkdm_lab.networks.denoiser import Denoiser
 from dkdm_lab.networks.schedulers import read_json
 from dkdm_lab.pools import DynamicPool
 from dkdm_lab.sources import Conditions
-from dkdm_lab.system import budget, distributed, figures
+from dkdm_lab.system import budget, distributed
 from dkdm_lab.system.checkpoint import tensors_hash
-from dkdm_lab.system.files import added, alone, explained, tidy, whole, write_json
+from dkdm_lab.system.files import added, explained, tidy, write_json
 from dkdm_lab.system.provenance import device, provenance
 from dkdm_lab.system.settings import CountOrNone, Scored, accept, kind
 from dkdm_lab.teachers import hub
-from dkdm_lab.teachers.cards import card as card_of
 from dkdm_lab.teachers.distillation import Distillation
+from dkdm_lab.teachers.finishing import PARTS, RECORD, Finishing
 from dkdm_lab.teachers.pipelines import Pipeline
-from dkdm_lab.teachers.samples import compare, samples_of, sheet_size
+from dkdm_lab.teachers.students import begin_as, go_on_from, keep_less
 from dkdm_lab.training import check_tracker, train
 
 # Settings that came later than the first distillations, and what those were made with.
@@ -52,41 +51,27 @@ def distill(
     teacher's kind with a card, its losses (``history.json``, ``loss.png``) and a sheet of its samples beside
     the teacher's (``samples.png``); returns it, in eval mode.
 
-    evaluate: how many images to compare with as many of the teacher's, see :func:`compare`; 0 for none.
-    compile: a mode of `torch.compile`, see :func:`~dkdm_lab.training.train`. samples: how many columns the
-    sheet has at most, see :func:`sheet_size`; 0 for no sheet. report: is told in a line what will be trained,
-    and in another how long it will take. checkpointing: compute the student's activations twice and keep
-    fewer of them. log_with: one of accelerate's trackers; those that keep files have them in ``out/logs``.
-    push_to_hub: a repository's name there, which gets all that ``out`` holds once it is saved.
+    evaluate: how many images to compare with as many of the teacher's, see
+    :func:`~dkdm_lab.teachers.samples.compare`; 0 for none. compile: a mode of `torch.compile`, see
+    :func:`~dkdm_lab.training.train`. samples: how many columns the sheet has at most, see
+    :func:`~dkdm_lab.teachers.samples.sheet_size`; 0 for no sheet. report: is told in a line what will be
+    trained, and in another how long it will take. checkpointing: compute the student's activations twice and
+    keep fewer of them. log_with: one of accelerate's trackers; those that keep files have them in
+    ``out/logs``. push_to_hub: a repository's name there, which gets all that ``out`` holds once it is saved.
 
     While it is under way ``out`` holds its settings and checkpoints: called again it goes on from there,
-    also after a :func:`~dkdm_lab.system.budget.budget` ended it. The
-    student is on the disk before anything else is made of it; what is missing then, since the process was
-    killed or something failed, is made by the same call, and so is an evaluation that was not asked for
-    before. Under `accelerate launch` all ranks call it and train together.
+    also after a :func:`~dkdm_lab.system.budget.budget` ended it. The student is on the disk before anything
+    else is made of it; what is missing then, since the process was killed or something failed, is made by
+    the same call, and so is an evaluation that was not asked for before. Under `accelerate launch` all ranks
+    call it and train together.
 
     Errors: ValueError where ``out`` holds anything else, or a student, conditions or a number do not fit;
     what ``evaluate``, ``log_with`` and ``push_to_hub`` need is looked for first. RuntimeError where
     the student is saved and something else that belongs to it could not be made.
     """
-    if evaluate:
-        accept("evaluate", kind(Scored), evaluate)
-    for name, value in (("samples", samples), ("checkpoint_every", checkpoint_every)):
-        accept(name, kind(CountOrNone), value)
-    settings = dataclasses.replace(
-        settings,
-        lr=_learning_rate(settings.iterations) if settings.lr is None else settings.lr,
-        batch_size=default_batch_size(teacher) if settings.batch_size is None else settings.batch_size,
-    )
-    if settings.batch_size % settings.accumulate:
-        raise ValueError(
-            f"accumulate: found {settings.accumulate}, expected a divisor of the batch size, "
-            f"{settings.batch_size}"
-        )
+    settings = _checked(settings, teacher, evaluate, samples, checkpoint_every, log_with)
     out = Path(out)
-    file = out / "distillation.json"
     tidy(out)
-    check_tracker(log_with)
     begin = None if settings.continued is None else _finished_student(settings.continued, teacher)
     decided = content(teacher, conditions, begin)
     found = _begun(out, settings, teacher, decided)
@@ -96,41 +81,23 @@ def distill(
     if push_to_hub is not None and main:
         hub.require(push_to_hub)
     samples = samples if _draws_images(teacher) else 0
-    if "result" in found:  # the student is there
-        student = Denoiser.from_pretrained(out).to(device())
+
+    def finish(student: Denoiser, found: dict) -> Denoiser:
         if main:
-            _complete(teacher, student, settings, out, conditions, evaluate, samples, push_to_hub, found)
+            more = (evaluate, samples, push_to_hub, found)
+            Finishing(teacher, student, settings, out, conditions, *more).make()
         return student
 
+    if "result" in found:  # the student is there
+        return finish(Denoiser.from_pretrained(out).to(device()), found)
+
     torch.manual_seed(settings.seed)
-    student = teacher.student(settings.student).to(device())
-    begun = _begin_as(student, teacher.denoiser) if settings.init == "teacher" else ""
-    if begin is not None:
-        begun = _go_on_from(student, begin, settings.continued)
-    if checkpointing:
-        _keep_less(student.network)
-    stride = max(1, teacher.diffusion.T // 10) if settings.stride is None else settings.stride
-    pool = DynamicPool(
-        teacher.diffusion,
-        teacher.denoiser.to(device()),
-        distributed.local_batch_size(settings.batch_size // settings.accumulate),
-        rho=settings.rho * settings.accumulate,  # as many samples in all
-        stride=stride,
-        variance=settings.variance,
-        storage=settings.storage,
-        conditions=conditions,
-        guidance=settings.guidance,
-        seed=distributed.rank_seed(settings.seed + 1),
-        device=device(),
-        progress=progress and distributed.rank() == 0,
-    )
-    if compile is not None:
-        pool.compile_teacher(compile)
-    teacher.denoiser.at_once = pool.batch_size  # in the warm-up too, which asks for many more
+    student, said = _student(teacher, settings, begin, checkpointing)
+    pool = _pool(teacher, settings, conditions, compile, progress and main)
+    record = {"settings": dataclasses.asdict(settings), "content": decided}
     if main:
-        report(_summary(teacher, student, pool) + begun)
-        record = {"settings": dataclasses.asdict(settings), "content": decided}
-        write_json(file, record, "choose another place for the student")
+        report(_summary(teacher, student, pool) + said)
+        write_json(out / RECORD, record, "choose another place for the student")
     else:  # the same first weights, but not the same dropout
         torch.manual_seed(distributed.rank_seed(settings.seed))
     averaged, history = train(
@@ -154,33 +121,99 @@ def distill(
     evaluations = sum(distributed.gather(pool.evaluations))
     if not main:
         return averaged
-    found = {
-        "settings": dataclasses.asdict(settings),
-        "content": decided,
-        "result": {
-            "simple": history.simple[-1],
-            "vlb": history.vlb[-1],
-            "parameters": averaged.parameter_count,
-            "teacher_parameters": teacher.denoiser.parameter_count,
-            "teacher_evaluations": evaluations,
-            "stride": stride,
-            **({} if begin is None else {"iterations_before": _iterations_of(settings.continued)}),
-        },
-        "made_with": provenance(),
-        "missing": list(_PARTS if samples else [part for part in _PARTS if part != "samples.png"]),
+    before = {} if begin is None else {"iterations_before": _iterations_of(settings.continued)}
+    record["result"] = {
+        "simple": history.simple[-1],
+        "vlb": history.vlb[-1],
+        "parameters": averaged.parameter_count,
+        "teacher_parameters": teacher.denoiser.parameter_count,
+        "teacher_evaluations": evaluations,
+        "stride": pool.stride,
+        **before,
     }
-    with explained(out, "the same call goes on from its last checkpoint"), added(out, file.name) as new:
+    record["made_with"] = provenance()
+    record["missing"] = [part for part in PARTS if samples or part != "samples.png"]
+    with explained(out, "the same call goes on from its last checkpoint"), added(out, RECORD) as new:
         teacher.write_network(new, averaged)
         (new / "history.json").write_text(json.dumps(vars(history)), encoding="utf-8")
-        (new / file.name).write_text(json.dumps(found, indent=1), encoding="utf-8")
+        (new / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
     budget.kept()
-    _complete(teacher, averaged, settings, out, conditions, evaluate, samples, push_to_hub, found)
-    return averaged
+    return finish(averaged, record)
+
+
+def _checked(
+    settings: Distillation,
+    teacher: Pipeline,
+    evaluate: int,
+    samples: int,
+    checkpoint_every: int,
+    log_with: str | None,
+) -> Distillation:
+    """The settings with what follows from the teacher, once all numbers are known to be in their ranges."""
+    if evaluate:
+        accept("evaluate", kind(Scored), evaluate)
+    for name, value in (("samples", samples), ("checkpoint_every", checkpoint_every)):
+        accept(name, kind(CountOrNone), value)
+    check_tracker(log_with)
+    settings = dataclasses.replace(
+        settings,
+        lr=_learning_rate(settings.iterations) if settings.lr is None else settings.lr,
+        batch_size=default_batch_size(teacher) if settings.batch_size is None else settings.batch_size,
+    )
+    if settings.batch_size % settings.accumulate:
+        raise ValueError(
+            f"accumulate: found {settings.accumulate}, expected a divisor of the batch size, "
+            f"{settings.batch_size}"
+        )
+    return settings
+
+
+def _student(
+    teacher: Pipeline, settings: Distillation, begin: Denoiser | None, checkpointing: bool
+) -> tuple[Denoiser, str]:
+    """The student with its first weights, and what is to be said of these."""
+    student, said = teacher.student(settings.student).to(device()), ""
+    if settings.init == "teacher":
+        said = begin_as(student, teacher.denoiser)
+    if begin is not None:
+        go_on_from(student, begin, settings.continued)
+        before = _iterations_of(settings.continued)
+        said = f"; it goes on after {before:,} iterations of {settings.continued}"
+    if checkpointing:
+        keep_less(student.network)
+    return student, said
+
+
+def _pool(
+    teacher: Pipeline,
+    settings: Distillation,
+    conditions: Conditions | None,
+    compile: str | None,
+    progress: bool,
+) -> DynamicPool:
+    pool = DynamicPool(
+        teacher.diffusion,
+        teacher.denoiser.to(device()),
+        distributed.local_batch_size(settings.batch_size // settings.accumulate),
+        rho=settings.rho * settings.accumulate,  # as many samples in all
+        stride=max(1, teacher.diffusion.T // 10) if settings.stride is None else settings.stride,
+        variance=settings.variance,
+        storage=settings.storage,
+        conditions=conditions,
+        guidance=settings.guidance,
+        seed=distributed.rank_seed(settings.seed + 1),
+        device=device(),
+        progress=progress,
+    )
+    if compile is not None:
+        pool.compile_teacher(compile)
+    teacher.denoiser.at_once = pool.batch_size  # in the warm-up too, which asks for many more
+    return pool
 
 
 def finished(out: str | Path) -> bool:
     """Whether a distillation in ``out`` has its student."""
-    file = Path(out) / "distillation.json"
+    file = Path(out) / RECORD
     return file.is_file() and "result" in read_json(file)
 
 
@@ -235,57 +268,15 @@ def _finished_student(folder: str, teacher: Pipeline) -> Denoiser:
     return begin
 
 
-def _go_on_from(student: Denoiser, begin: Denoiser, folder: str) -> str:
-    """Give a student the weights that it had; says so. ValueError where its network is another."""
-    own, old = student.network.state_dict(), begin.network.state_dict()
-    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in old.items()}:
-        raise ValueError(
-            f"{folder}: found {type(begin.network).__name__} of {begin.parameter_count:,} parameters, "
-            f"expected the network that student names, {type(student.network).__name__} of "
-            f"{student.parameter_count:,}"
-        )
-    student.network.load_state_dict(old)
-    return f"; it goes on after {_iterations_of(folder):,} iterations of {folder}"
-
-
 def _iterations_of(folder: str) -> int:
     """How many iterations a finished student has had, and those that it went on from."""
-    found = read_json(Path(folder) / "distillation.json")
+    found = read_json(Path(folder) / RECORD)
     return found["settings"]["iterations"] + found["result"].get("iterations_before", 0)
-
-
-def _keep_less(network: torch.nn.Module) -> None:
-    """Gradient checkpointing; ValueError for a network that has none."""
-    if not getattr(network, "_supports_gradient_checkpointing", False):
-        raise ValueError(
-            f"checkpointing: found {type(network).__name__}, which knows nothing of it, expected a network "
-            "of diffusers"
-        )
-    network.enable_gradient_checkpointing()
-
-
-def _begin_as(student: Denoiser, teacher: Denoiser) -> str:
-    """Give a student its teacher's weights wherever it has one of the same name and shape; says how many."""
-    theirs, own = teacher.network.state_dict(), student.network.state_dict()
-    fitting = {
-        key: theirs[key] for key, value in own.items() if key in theirs and theirs[key].shape == value.shape
-    }
-    if not fitting:
-        raise ValueError(
-            "init: found no weight of the student that its teacher has in the same name and shape, "
-            "expected a student of the same widths, as depth0.5"
-        )
-    student.network.load_state_dict({**own, **fitting})
-    return f"; {len(fitting)} of the student's {len(own)} tensors begin as its teacher's"
-
-
-# What belongs to a student beside its weights and its losses, in the order in which it is made.
-_PARTS = ("the teacher's other parts", "loss.png", "samples.png", "README.md")
 
 
 def _begun(out: Path, settings: Distillation, teacher: Pipeline, decided: dict) -> dict:
     """What ``out`` holds of this distillation, if anything; ValueError where it holds something else."""
-    file = out / "distillation.json"
+    file = out / RECORD
     if not file.is_file():
         if out.exists() and any(out.iterdir()):
             raise ValueError(f"{out}: found other files there, expected an empty or a new folder")
@@ -309,118 +300,6 @@ def _begun(out: Path, settings: Distillation, teacher: Pipeline, decided: dict) 
                 "move the folder away to begin anew"
             )
     return found
-
-
-def _complete(
-    teacher: Pipeline,
-    student: Denoiser,
-    settings: Distillation,
-    out: Path,
-    conditions: Conditions | None,
-    evaluate: int,
-    samples: int,
-    push_to_hub: str | None,
-    found: dict,
-) -> None:
-    """Make what is missing beside a student that is saved: each part by itself, for one may fail. The Hub
-    gets the whole, or nothing."""
-    missing, result = set(found.get("missing", ())), found["result"]
-    if evaluate and result.get("metrics", {}).get("N") != evaluate:
-        missing.add("metrics")
-    if not samples:
-        missing.discard("samples.png")
-    pushing = push_to_hub is not None and result.get("pushed") != push_to_hub
-    if not missing and not pushing:
-        raise ValueError(f"{out}: this distillation is finished; move the folder away to begin anew")
-    missing.add("README.md")  # which shows the others
-    teacher.to(device())
-
-    def other_parts() -> None:
-        with added(out, last="model_index.json") as new:
-            teacher.write_other_parts(new, student)
-
-    def loss() -> None:
-        history = json.loads((out / "history.json").read_text(encoding="utf-8"))
-        values = {"L'simple": history["simple"]}
-        if student.learns_variance:
-            values["L'vlb, bits per dimension"] = history["vlb"]
-        with figures.style(), whole(out / "loss.png") as scratch:
-            figures.losses(history["iteration"], values).savefig(scratch, dpi=_DPI)
-
-    def sheet() -> None:
-        columns, steps = sheet_size(teacher, result["teacher_evaluations"], settings.guidance, samples)
-        chosen = None
-        if conditions is not None:
-            chosen = torch.linspace(0, len(conditions) - 1, columns).round().long()
-        rows = samples_of(
-            {"teacher": teacher.denoiser, "student": student},
-            teacher,
-            columns,
-            steps,
-            None if chosen is None else (conditions, chosen),
-            settings.guidance,
-            settings.seed,
-            min(columns, settings.batch_size),
-        )
-        labels = None
-        if chosen is not None:  # labels are short enough to stand over their columns; prompts are not
-            classes = conditions.values.ndim == 1
-            labels = conditions.values[chosen].tolist() if classes else range(1, columns + 1)
-            labels = [str(label) for label in labels]
-        with figures.style(), whole(out / "samples.png") as scratch:
-            figures.sample_sheet(rows, labels).savefig(scratch, dpi=_DPI)
-        result["samples"] = {"columns": columns, "steps": steps}
-        if chosen is not None and conditions.names is not None:
-            result["samples"]["prompts"] = [conditions.names[index] for index in chosen.tolist()]
-
-    def metrics() -> None:
-        result["metrics"] = compare(
-            teacher, student, evaluate, conditions, settings.seed, max(8, 2 * settings.batch_size)
-        )
-
-    def card() -> None:
-        with whole(out / "README.md") as scratch:
-            scratch.write_text(card_of(settings, result, conditions, teacher, out), encoding="utf-8")
-
-    made_by = dict(zip(_PARTS, (other_parts, loss, sheet, card), strict=True)) | {"metrics": metrics}
-    failed: dict[str, Exception] = {}
-    try:
-        with alone(out / "checkpoints", wait=False):
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)  # for the weights themselves are there
-            for part in (*_PARTS[:-1], "metrics", _PARTS[-1]):
-                if part in missing:
-                    try:
-                        made_by[part]()
-                    except Exception as error:  # whatever it is, the next part may be made
-                        failed[part] = error
-            found["missing"] = [part for part in _PARTS if part in failed]
-            try:
-                write_json(out / "distillation.json", found)
-            except OSError as error:  # what is there says that all of it is missing: it is made once more
-                failed["distillation.json"] = error
-            if pushing and not failed:
-                try:
-                    hub.push(out, push_to_hub)
-                    result["pushed"] = push_to_hub
-                    write_json(out / "distillation.json", found)
-                except Exception as error:  # of a library that raises many kinds
-                    failed[f"its copy at {push_to_hub} on the Hub"] = error
-        (out / ".checkpoints.lock").unlink(missing_ok=True)
-    except KeyboardInterrupt as stopped:
-        out_of_time = isinstance(stopped, budget.OutOfTime)
-        why, kind = (budget.used_up(), budget.OutOfTime) if out_of_time else ("stopped", budget.Stopped)
-        raise kind(
-            f"{why}; the student is saved in {out}, and the same call makes what else belongs to it"
-        ) from None
-    if failed:
-        problems = "; ".join(f"{part}: {type(error).__name__}: {error}" for part, error in failed.items())
-        raise RuntimeError(
-            f"{out}: the student is saved there, but not everything that belongs to it could be made "
-            f"({problems}); the same call tries that again"
-        ) from next(iter(failed.values()))
-
-
-_DPI = 110  # of the pictures
 
 
 def _draws_images(teacher: Pipeline) -> bool:

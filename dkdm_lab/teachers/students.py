@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from dkdm_lab.networks.denoiser import Denoiser
 from dkdm_lab.networks.families import NETWORK_CLASSES
 from dkdm_lab.networks.registry import NETWORKS
 
@@ -102,3 +103,40 @@ def shallower(config: dict, factor: float) -> dict:
 
     config = public(config)
     return {name: fewer(value) if name in _DEPTHS else value for name, value in config.items()}
+
+
+def go_on_from(student: Denoiser, begin: Denoiser, folder: str) -> None:
+    """Give a student the weights that it had in ``folder``; ValueError where its network is another."""
+    own, old = student.network.state_dict(), begin.network.state_dict()
+    if {key: value.shape for key, value in own.items()} != {key: value.shape for key, value in old.items()}:
+        raise ValueError(
+            f"{folder}: found {type(begin.network).__name__} of {begin.parameter_count:,} parameters, "
+            f"expected the network that student names, {type(student.network).__name__} of "
+            f"{student.parameter_count:,}"
+        )
+    student.network.load_state_dict(old)
+
+
+def keep_less(network: nn.Module) -> None:
+    """Gradient checkpointing; ValueError for a network that has none."""
+    if not getattr(network, "_supports_gradient_checkpointing", False):
+        raise ValueError(
+            f"checkpointing: found {type(network).__name__}, which knows nothing of it, expected a network "
+            "of diffusers"
+        )
+    network.enable_gradient_checkpointing()
+
+
+def begin_as(student: Denoiser, teacher: Denoiser) -> str:
+    """Give a student its teacher's weights wherever it has one of the same name and shape; says how many."""
+    theirs, own = teacher.network.state_dict(), student.network.state_dict()
+    fitting = {
+        key: theirs[key] for key, value in own.items() if key in theirs and theirs[key].shape == value.shape
+    }
+    if not fitting:
+        raise ValueError(
+            "init: found no weight of the student that its teacher has in the same name and shape, "
+            "expected a student of the same widths, as depth0.5"
+        )
+    student.network.load_state_dict({**own, **fitting})
+    return f"; {len(fitting)} of the student's {len(own)} tensors begin as its teacher's"
