@@ -29,8 +29,10 @@ import torch
 
 from dkdm_lab import data, sources
 from dkdm_lab.diffusion import GaussianDiffusion
-from dkdm_lab.notebook.explore import frames
+from dkdm_lab.networks import Denoiser
+from dkdm_lab.notebook.explore import ForwardProcess, frames
 from dkdm_lab.system import figures
+from dkdm_lab.system.paths import models_dir
 
 figures.use_style()
 diffusion = GaussianDiffusion.cosine(T)
@@ -77,19 +79,29 @@ figures.curves(lines, "t", r"$\bar\alpha_t$")
 # The linear schedule spends many of its last steps on samples that are already noise. The cosine one falls almost
 # along a straight line in the middle.
 #
-# Now Eq. 4 on real digits. Move the slider from the clean image to pure noise.
+# Now Eq. 4 on real digits, $x^0$ in the first row and $x^t$ in the second. The third row looks ahead: it is the clean
+# image $\hat x^0$ that a trained network, the book's own teacher, finds in $x^t$. Move $t$ and see up to where the digits
+# stay what they are. Then change the schedule at the same $t$.
 
 # %%
-x0 = data.to_model(data.load_images("digits")[:30])
-noise = randn(*x0.shape)
-levels = [*range(0, T, T // 10), T - 1]
-noised = [diffusion.q_sample(x0, torch.full((30,), t), noise) for t in levels]
-pictures = [figures.image_grid(data.to_uint8(x)) for x in noised]
-frames(pictures, [f"t = {t}" for t in levels], "noise level", start=3)
+teacher = Denoiser.from_pretrained(models_dir() / "digits-teacher")
+x0 = data.to_model(data.load_images("digits", n=6))
+ForwardProcess(x0, teacher, teacher.diffusion, t=30, seed=seed)
 
 # %% [markdown]
-# Around the middle of the range the digits can still be guessed. A model earns its keep there.
-#
+# The signal-to-noise ratio (SNR), on the right, is $\bar\alpha_t / (1 - \bar\alpha_t)$. Above 0 decibels the signal has
+# the larger variance, and the network repairs the image with little error. Far below, it answers with a grey blur: the
+# mean of all digits that could have led to such noise, which are all of them. In between it earns its keep.
+
+# %%
+errors = {}
+for level in (5, 50, 95):
+    at = ForwardProcess(x0, teacher, teacher.diffusion, t=level, seed=seed)
+    errors[level] = at.numbers["error"]
+    print(f"t = {level:2d}: mean squared error {errors[level]:.3f}")
+assert errors[5] < errors[50] < errors[95]
+
+# %% [markdown]
 # Is Eq. 4 really Eq. 1 many times over? Take one number, repeat Eq. 1 for 50 steps on many copies, and compare mean
 # and variance with Eq. 4.
 
@@ -289,10 +301,47 @@ assert energy_distance(path[-1], reference) < 0.01
 # ## Exercises
 #
 # 1. Set `clip=True` for the plane and sample again. What happens to the circle, and why?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. The outer parts of four clusters are cut off. Clamping puts the
+# predicted x0 into the square from -1 to 1. The circle has radius 1, so the
+# clusters at 0, 90, 180 and 270 degrees lie half outside. The last step returns
+# the prediction itself, so no point leaves the square.
+clamped = GaussianDiffusion.cosine(T).sample(exact, 1500, seed=seed)
+assert clamped.abs().max() <= 1 < path[-1].abs().max()
+figures.points({"clamped": clamped, "as it is": path[-1]}, 1.4)
+
+# %% [markdown]
 # 2. Replace the step's noise by zero in `algorithm_3`. Where do the points go?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. Inside the circle. The mean of p is an average over all that the
+# sample may still become, and an average of points on a circle lies inside it.
+# The noise of each step is what pushes samples out again.
+x = randn(1500, 2)
+for level in reversed(range(T)):
+    t = torch.full((1500,), level)
+    x = diffusion.p(x, t, *exact(x, t)).mean
+for name, points in (("without noise", x), ("with noise", path[-1])):
+    print(f"{name:14s}median radius {points.norm(dim=1).median():.2f}")
+assert x.norm(dim=1).median() < 0.95 < path[-1].norm(dim=1).median()
+
+# %% [markdown]
 # 3. Plot $\bar\alpha_t$ of the cosine schedule for ten steps, in a cell of your own. `GaussianDiffusion.linear(10)` is
 #    refused: why?
-#
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 3. The linear schedule is made for 1000 steps, with beta from 0.0001 to
+# 0.02. With ten steps each must do the work of a hundred, so beta would end at
+# 2. But beta is the share of variance that is replaced, and no share exceeds 1.
+try:
+    GaussianDiffusion.linear(10)
+except ValueError as refusal:
+    print(refusal)
+assert 0.02 * 1000 / 10 > 1
+ten = GaussianDiffusion.cosine(10)
+figures.curves({"cosine": (range(10), ten.alpha_bar)}, "t", r"$\bar\alpha_t$")
+# %% [markdown]
 # ## Further reading
 #
 # [Ho et al. (2020)](references.md) for Eqs. 1 to 11; [Nichol and Dhariwal (2021)](references.md) for the learned

@@ -40,6 +40,7 @@ from dkdm_lab.data import load_images, to_uint8
 from dkdm_lab.experiments import ledger, presets, runs
 from dkdm_lab.losses import decoder_nll
 from dkdm_lab.metrics import score
+from dkdm_lab.notebook.explore import Sampler
 from dkdm_lab.sources import NoisedImages
 from dkdm_lab.system import figures
 from dkdm_lab.system.provenance import device
@@ -214,6 +215,14 @@ rows = {
 figures.sample_sheet(rows)
 
 # %% [markdown]
+# How many steps does a sample need? Here is the teacher in the box, always with the same noise. Go down from 100 steps:
+# at which number do digits change into other ones, and at which do they fall apart? DDIM adds no noise on the way, so
+# its digits should change less.
+
+# %%
+Sampler(boxed.model().to("cpu"), diffusion, seed=seed)
+
+# %% [markdown]
 # ## A score
 #
 # The *Fréchet distance* compares two sets of images. Pass both through a feature extractor, fit a Gaussian to each
@@ -336,10 +345,44 @@ ledger.table("cifar16", ["teacher"])
 #
 # ## Exercises
 #
-# 1. Sample with 10 steps instead of 50. How much does the score suffer?
-# 2. Which of the teacher's samples is nearest, in pixels, to a real digit? Show both.
-# 3. Train with `seed = 1`. Is the difference in digits-FID larger than you expected?
-#
+# 1. Sample with 10 steps instead of the preset's. How much does the score suffer?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. Much: a long step is a worse guess of where many short ones lead. Both
+# scores are of as many samples as there are real images, from the same noise, so
+# that only the steps differ.
+for steps in (10, settings.steps):
+    x = diffusion.sample(teacher, len(images), steps, seed=seed, device=device())
+    print(
+        f"{steps:3d} steps: {settings.metric} {distance(to_uint8(x), images):.1f}"
+    )
+
+# %% [markdown]
+# 2. Which of the samples of the small teacher is nearest, in pixels, to a real digit? Show both.
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. `nearest` gave the distance of each sample; its smallest is the one.
+which = nearest(samples, images).argmin()
+gaps = (images.float() - samples[which].float()).flatten(1).norm(dim=1)
+assert gaps.min() > 0  # near, and yet no copy
+figures.image_grid(torch.stack([samples[which].cpu(), images[gaps.argmin()]]))
+
+# %% [markdown]
+# 3. The ledger has a longer-trained teacher for each of three seeds. Do their scores differ by more than those of the six
+#    splits into halves?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 3. Not by more, for the digits: chance in the choice of images moves a
+# score as far as chance in a whole training. Compare spreads, not levels: a half
+# has fewer images than a teacher's samples, so the levels have different N.
+of_seeds = list(
+    ledger.by_seed(preset, settings.metric, {"method": "teacher"}).values()
+)
+for name, found in (("teachers", of_seeds), ("splits", floor)):
+    if found:
+        print(f"{name:9s}{min(found):.1f} to {max(found):.1f}", end=", ")
+        print(f"apart by {max(found) - min(found):.1f}")
+# %% [markdown]
 # ## Further reading
 #
 # FID ([Heusel et al., 2017](references.md)); KID, which has no bias in N ([Bińkowski et al., 2018](references.md)); precision and recall

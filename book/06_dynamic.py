@@ -32,7 +32,7 @@ import torch
 from dkdm_lab import networks
 from dkdm_lab.data import GaussianMixture, to_uint8
 from dkdm_lab.experiments import ledger, presets, runs
-from dkdm_lab.notebook.explore import watch
+from dkdm_lab.notebook.explore import PoolPlayer, watch
 from dkdm_lab.pools import DynamicPool
 from dkdm_lab.system import figures
 from dkdm_lab.system.provenance import device
@@ -106,17 +106,20 @@ for (x_t, t, eps, p), batch in zip(mine, pool, strict=False):
 # ## See the pool (Fig. 3)
 #
 # First in the plane, with the exact teacher, where a pool is a cloud of points. Dark points are nearly clean, bright
-# ones nearly noise.
+# ones nearly noise. In JupyterLab, press play, or *step* for one turn. The orange circles are the batch, and the blue
+# star is one sample: it stays where it is until its turn comes. Then choose the other two methods, and compare the
+# histogram of $t$ and how much of a batch was in the one before.
 
 # %%
 plane = presets.get("toy").diffusion()
 exact = GaussianMixture.ring().denoiser(plane)
-watch(DynamicPool(plane, exact, 64, rho=0.25), iterations=500, every=50)
+PoolPlayer(plane, exact, 64, rho=0.25)
 
 # %% [markdown]
-# At every iteration the dark points lie on the eight clusters and the bright ones around the origin, and the histogram
-# stays at the dashed line. No batch ever changes the shape of the whole: the pool is a small, steady copy of all that
-# the teacher knows.
+# In the dynamic pool the dark points lie on the eight clusters at every turn and the bright ones around the origin, and
+# the histogram stays near the dashed line. No batch ever changes the shape of the whole: the pool is a small, steady
+# copy of all that the teacher knows. The iterative pool is at one level at a time. The shuffled one is at all of them,
+# but each of its batches is the whole of the one before.
 #
 # Now with digits.
 
@@ -269,11 +272,57 @@ for other in ("data-based", "data-free", "shuffled", "iterative"):
 #
 # ## Exercises
 #
-# 1. Choose $\rho$ so that the pool is ten batches. Does the score change by more than the spread?
+# 1. Choose $\rho$ so that the pool is ten batches, and then so that every level has a batch of its own. Does the ledger's
+#    score change by more than its spread?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. The pool is rho T batches, so ten batches are rho = 10 / T, and
+# rho = 1 is a batch for each level. The ledger has 0.05, the preset's 0.4 and 1. The
+# means get better as the pool grows, and no step is larger than their spread.
+print(f"ten batches: rho = {10 / settings.T:g}")
+for rho in (0.05, None, 1.0):
+    where = {"method": "dynamic"} | ({"rho": rho} if rho else {})
+    found = ledger.over_seeds("digits", "digits-FID", where)
+    print(f"rho = {rho or presets.get('digits').rho:4}: digits-FID {found}")
+
+# %% [markdown]
 # 2. Select with replacement. How often does a sample now appear twice in one batch, and does it matter?
-# 3. The histogram of $t$ is uniform because each level is left as often as it is entered. Which change to the turn
-#    would favour small levels, and would that be wise?
-#
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. Of b draws from N samples, b - N (1 - (1 - 1/N)^b) are repetitions on
+# average, about b^2 / 2N. A repetition gives the student the same answer twice,
+# and the sample still moves by one step. With N = rho T b this is 1 / (2 rho T)
+# of a batch, and it does not grow with b.
+b, N = settings.batch_size, pool.size
+draws = torch.randint(N, (2000, b), generator=torch.Generator().manual_seed(seed))
+again = b - torch.tensor([len(row.unique()) for row in draws]).float().mean()
+expected = b - N * (1 - (1 - 1 / N) ** b)
+print(f"{again:.2f} of {b} are repetitions; expected: {expected:.2f}")
+assert abs(again - expected) < 0.2
+
+# %% [markdown]
+# 3. Select samples at small $t$ four times as rarely as the others. Which levels do the pool, and the batches, now have
+#    more of? Would that be wise?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 3. The pool keeps more small levels, for samples wait there. The batches
+# do not: each sample is shown once at each level on its way down, whatever the
+# wait between. So it is not wise: nothing changes for the student. To show it
+# more small levels, some of the noisy samples would have to be discarded.
+levels, chance = 20, torch.Generator().manual_seed(seed)
+t = torch.randint(levels, (400,), generator=chance)
+shown, there = torch.zeros(levels), torch.zeros(levels)
+for _ in range(4000):
+    wish = torch.where(t < levels // 2, 0.25, 1.0)
+    chosen = torch.multinomial(wish, 20, generator=chance)
+    shown += torch.bincount(t[chosen], minlength=levels)
+    there += torch.bincount(t, minlength=levels)
+    t[chosen] = (t[chosen] - 1) % levels
+for name, count in (("pool", there), ("batches", shown)):
+    print(f"{name:8s}{count[: levels // 2].sum() / count.sum():.0%} at small t")
+assert there[: levels // 2].sum() > 0.7 * there.sum()
+assert abs(shown[: levels // 2].sum() / shown.sum() - 0.5) < 0.02
+# %% [markdown]
 # ## Further reading
 #
 # Algorithm 1 of the paper ([Xiang et al., 2025](references.md)); the data-free baseline's synthetic sets in its Table 4.

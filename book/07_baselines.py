@@ -32,6 +32,7 @@ import math
 
 from dkdm_lab import networks
 from dkdm_lab.experiments import ledger, paper, presets, runs
+from dkdm_lab.notebook.explore import TrainingDashboard
 from dkdm_lab.system import figures
 
 figures.use_style()
@@ -119,6 +120,18 @@ figures.spreads(rows, "digits-FID over seeds (ledger)")
 # %% [markdown]
 # The dots are means over three seeds, each with its own teacher, and the whiskers one standard deviation. Dynamic
 # distillation stands between data-based training and all that is built on a synthetic set.
+#
+# How do two of them get there? In JupyterLab, press *start*: both students train before your eyes, a piece at a time in
+# turn, with a score after each. *Stop* takes effect at the end of a piece, *start* goes on from there. Choose two other
+# methods and see which score falls first, and which ends lower. Where nobody can press a button, the slider shows the
+# ledger's two runs of seed 0, at the preset's full size.
+
+# %%
+TrainingDashboard(presets.get("digits", live=True), "dynamic", "data-free")
+
+# %% [markdown]
+# The two losses are not to be compared: data-free training is measured against noise that nobody could predict, so its
+# loss cannot come near zero however good the student is. The scores can.
 #
 # ## Natural images, from the ledger
 #
@@ -240,9 +253,40 @@ paper.verdicts("07_baselines")
 # ## Exercises
 #
 # 1. Give data-free training twice as many synthetic images. Where does its line in the last figure start now?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. Painting comes before the first iteration, so doubling it moves the
+# whole line to the right by what painting cost once.
+found = ledger.results("digits", {"method": "data-free"})[0]
+p = presets.get("digits")
+painted = p.synthetic_images * p.synthetic_steps * networks.flops(p.teacher) / unit
+start = lines["data-free"][0][0]
+print(f"it starts at {start:.2f}, and would at {start + painted:.2f}")
+assert 0 < painted < start
+
+# %% [markdown]
 # 2. At which number of synthetic images does data-free training in the plane reach dynamic distillation?
-# 3. `real_fraction = 0.5` is not in the paper. What do you expect, and what happens?
-#
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. At none. Data-based training is data-free training with as many
+# images as one could wish for: the exact teacher's samples are as good as data,
+# and it has a hundred thousand. Its score is that of the two thousand. What keeps
+# both back is the noise in their target, and no number of images removes it.
+if live:
+    of = {way: scores[way].mean for way in ("data-based", "data-free", "dynamic")}
+    print(", ".join(f"{way} {mean:.3g}" for way, mean in of.items()))
+    assert of["dynamic"] < of["data-based"] / 3
+
+# %% [markdown]
+# 3. `real_fraction = 0.5` is not in the paper. What do you expect in the plane, and what happens?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 3. Nothing, for the same reason: there synthetic and real points come
+# from one distribution. Where the teacher errs it could matter; try the digits.
+plane = presets.get("toy", live=True, real_fraction=0.5)
+half = runs.Run(plane, "data-limited", 0).result()["metrics"][plane.metric]
+print(f"data-limited 50% {plane.metric} {half:.3g}")
+# %% [markdown]
 # ## Further reading
 #
 # Section 4.2 of the paper ([Xiang et al., 2025](references.md)); the FID that all of this is measured with ([Heusel et al., 2017](references.md)).

@@ -23,33 +23,34 @@
 
 # %% tags=["parameters"]
 preset = "digits"
-live = True  # sized for a laptop; False trains at the preset's full size
+clock = False  # True measures this machine; False shows what the ledger has
 seed = 0
 changes = {}  # settings other than the preset's own, as {"iterations": 1000}
 
 # %%
-import torch
-
 from dkdm_lab import networks, pools
 from dkdm_lab.experiments import ledger, paper, presets, speed
+from dkdm_lab.notebook.explore import cost_calculator
 from dkdm_lab.system import figures
 
 figures.use_style()
-settings = presets.get(preset, live=live, **changes)
+settings = presets.get(preset, **changes)
 
 # %% [markdown]
 # ## One step, measured
 #
-# `timing.training_cost` runs the book's own training loop and takes the median of three measurements of a few steps
-# each. Data-free training has the same steps as data-based training, so two methods are enough.
+# `speed.measure` runs the book's own training loop and takes the median of three measurements of a few steps each.
+# Data-free training has the same steps as data-based training, so two methods are enough. A clock never says the same
+# thing twice, so this page shows what the ledger has of it. Set `clock = True` above to measure your own machine.
 
 # %%
-costs = {m: speed.training_cost(settings, m) for m in ("data-based", "dynamic")}
-ratio = costs["dynamic"].seconds / costs["data-based"].seconds
-print(f"a dynamic step takes {ratio:.2f} times as long as a data-based one")
-if torch.cuda.is_available():
-    print(f"{costs['data-based'].seconds * 100:.2f} s and", end=" ")
-    print(f"{costs['dynamic'].seconds * 100:.2f} s for 100 iterations")
+measured = ledger.measured(preset)
+if clock or not measured:
+    measured = [speed.measure(settings, (settings.student,), seed)]
+costs = [m["training"] for m in measured]
+ratio = ledger.spread([cost["dynamic"]["time"] for cost in costs])
+print(f"{measured[0]['made_with']['hardware']}, {ratio.n} measurements:")
+print(f"a dynamic step takes {ratio} times as long as a data-based one")
 
 # %% [markdown]
 # And taken apart, in a run of its own with a clock around each part. *Source* is the work of getting a batch: noising
@@ -57,26 +58,32 @@ if torch.cuda.is_available():
 # student.
 
 # %%
-figures.shares({m: cost.shares for m, cost in costs.items()})
+shares = {
+    method: {
+        part: ledger.spread([cost[method]["shares"][part] for cost in costs]).mean
+        for part in costs[0][method]["shares"]
+    }
+    for method in ("data-based", "dynamic")
+}
+figures.shares(shares)
 
 # %%
-for method, cost in costs.items():
-    parts = [f"{part} {share:.0%}" for part, share in cost.shares.items()]
-    print(f"{method:11s}" + "   ".join(parts))
-shares = costs["dynamic"].shares
-assert shares["teacher"] > 0.1 and shares["source"] < shares["teacher"]
-assert costs["data-based"].shares["teacher"] == 0
+for method, parts in shares.items():
+    named = [f"{part} {share:.0%}" for part, share in parts.items()]
+    print(f"{method:11s}" + "   ".join(named))
+dynamic = shares["dynamic"]
+assert dynamic["teacher"] > 0.1 and dynamic["source"] < dynamic["teacher"]
+assert shares["data-based"]["teacher"] == 0
 print(
-    f"by these shares a dynamic step takes {1 / (1 - shares['teacher']):.2f} times"
+    f"by these shares a dynamic step takes {1 / (1 - dynamic['teacher']):.2f} times"
 )
-print(f"as long as the same step without a teacher; whole steps say {ratio:.2f}")
+print(f"as long as the same step without a teacher; whole steps say {ratio}")
 
 # %% [markdown]
 # The bars have the same length, since each is a share of its own step. What a dynamic step adds is the teacher's
 # evaluation, and little else. The last two numbers are meant to be one: if all other parts took the same time in both
 # methods, the teacher's share alone would say how much longer a step takes. How far they are apart shows how far to
-# trust a clock over a few steps, on a machine that may have been doing other work in one of these moments. The ledger's
-# numbers below, of several seeds, have a deviation for it.
+# trust a clock over a few steps, on a machine that may have been doing other work in one of these moments.
 #
 # ## One step, counted
 #
@@ -103,6 +110,15 @@ for name, (teacher, student) in pairs.items():
 # student were as large as the teacher (Table 9 does not name it). So if both runs were limited by the same arithmetic,
 # the factor could not be 1.07; what else took the time, the paper does not say and we cannot tell from here.
 #
+# A step is not the whole bill: a pool is filled before the first one, and a synthetic set is painted. The calculator
+# counts both, and starts with the numbers of `cifar10`. Type 500 for the warm-up, which is the paper's own walk, and
+# see at which iteration the two break even then. Then make $\rho$ small, or the student as large as its teacher. (One
+# MFLOP is a million operations.)
+
+# %%
+cost_calculator(presets.get("cifar10"))
+
+# %% [markdown]
 # ## Memory (Fig. 7)
 #
 # On top of what any training needs there is the pool, $\rho\,T\,b$ samples, and the teacher: its weights, and what one
@@ -119,9 +135,9 @@ weights = networks.build(p.teacher).parameter_count * 4 / 1e9
 print(f"the teacher's weights: {weights:.2f} GB")
 
 # %%
-live_pool = costs["dynamic"].source_bytes
+in_memory = costs[0]["dynamic"]["source_bytes"]
 expected = round(settings.rho * settings.T) * settings.batch_size
-print(f"{preset}, measured: {live_pool / 1e6:.1f} MB in {expected:,} samples")
+print(f"{preset}, measured: {in_memory / 1e6:.1f} MB in {expected:,} samples")
 
 # %% [markdown]
 # ## A pool at rest
@@ -143,10 +159,10 @@ largest = sorted(numbers, key=numbers.get, reverse=True)[:3]
 rows = []
 for storage, dtype in pools.STORAGES.items():
     sizes = (numbers[name] * dtype.itemsize / 1e9 for name in largest)
-    on_gpu = ["0" if storage == "host" else f"{size:.2f} GB" for size in sizes]
+    held = ["0" if storage == "host" else f"{size:.2f} GB" for size in sizes]
     rounded = {"storage": storage} if storage in paper.STORED else {}
     fid = ledger.cell("digits-pools", "digits-FID", {"method": "dynamic"} | rounded)
-    rows.append([f"`{storage}`", *on_gpu, fid])
+    rows.append([f"`{storage}`", *held, fid])
 heads = [f"`{name}`, rho = {presets.get(name).rho:g}" for name in largest]
 names = ["storage", *heads, "digits-FID"]
 ledger.Table.of(names, rows)
@@ -193,15 +209,16 @@ ledger.Table.of(names, rows, "lrrl")
 # dynamic step would take beside a data-based one, if it took as long as its parts.
 
 # %%
-measured = ledger.on_gpu("step-cifar10")
+on_gpu = ledger.on_gpu("step-cifar10")
 rows = []
-for found in (row for row in measured["results"] if row["method"] == "dynamic"):
+of_pools = [row for row in on_gpu["results"] if row["method"] == "dynamic"]
+for found in of_pools:
     teacher, student = (1000 * found[part] for part in ("teacher", "student"))
     peak = f"{found['peak_bytes'] / 1e9:.1f} GB"
     times = [f"{student:.0f} ms", f"{teacher:.0f} ms"]
     rows.append([found["switches"], *times, f"{1 + teacher / student:.2f}", peak])
 names = ["", "student's step", "teacher's evaluation", "factor", "peak memory"]
-ledger.Table.of(names, rows, before=measured["made_with"]["hardware"])
+ledger.Table.of(names, rows, before=on_gpu["made_with"]["hardware"])
 
 # %% [markdown]
 # The factor is not the counted 2.30, and half the precision does not make these steps faster: it is not arithmetic that
@@ -210,8 +227,7 @@ ledger.Table.of(names, rows, before=measured["made_with"]["hardware"])
 # forward pass, backward pass and update. The paper's 1.07 is not reached here either.
 
 # %%
-dynamic = [row for row in measured["results"] if row["method"] == "dynamic"]
-factors = [1 + row["teacher"] / row["student"] for row in dynamic]
+factors = [1 + row["teacher"] / row["student"] for row in of_pools]
 counted = 1 + networks.flops("cnn-57m") / (3 * networks.flops("cnn-14m"))
 assert 1.07 < min(factors) and max(factors) < counted
 
@@ -239,9 +255,33 @@ paper.verdicts("12_cost")
 # ## Exercises
 #
 # 1. Which student would make the factor 1.07 for a 57M teacher, by the count?
-# 2. The teacher's part can be halved by asking it only every other iteration and training twice on each answer. What
-#    does that do to the score?
-#
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. 1 + F_T / (3 F_S) = 1.07 asks for F_S = F_T / 0.21: a student with
+# nearly five times the operations of its teacher. Nobody distils into that.
+F_T = networks.flops("cnn-57m")
+F_S = F_T / (3 * 0.07)
+print(f"F_S = {F_S / F_T:.1f} F_T; the 14M student has", end=" ")
+print(f"{networks.flops('cnn-14m') / F_T:.2f} F_T")
+assert abs(1 + F_T / (3 * F_S) - 1.07) < 1e-9 and F_S > 4 * F_T
+
+# %% [markdown]
+# 2. The teacher's part can be halved by asking it only every other iteration and training twice on each answer
+#    (`replay=2`). What does that do to the score, in the plane?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. The added part of the count halves, as the evaluations show. The
+# score changes little here: an answer that is shown twice teaches less than two
+# answers, but not by much. Two seeds are few to say more.
+from dkdm_lab.experiments import runs
+
+for replay in (1, 2):
+    plane = presets.get("toy", live=True, replay=replay)
+    found = [runs.Run(plane, "dynamic", s).result() for s in (0, 1)]
+    score = ledger.spread([r["metrics"][plane.metric] for r in found])
+    print(f"replay = {replay}: {plane.metric} {score}")
+    print(f"  teacher evaluations {found[0]['teacher_evaluations']:,}")
+# %% [markdown]
 # ## Further reading
 #
 # Section 10 of the paper's supplement ([Xiang et al., 2025](references.md)).

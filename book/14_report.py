@@ -25,7 +25,8 @@
 places = ["Table 2", "Table 3", "Table 5", "Table 9", "Table 11"]
 
 # %%
-from dkdm_lab.experiments import paper, presets
+from dkdm_lab.experiments import ledger, paper, presets
+from dkdm_lab.notebook.explore import LedgerExplorer
 from dkdm_lab.system import figures
 
 figures.use_style()
@@ -97,6 +98,16 @@ paper.numbers("Table 11")
 paper.curves()
 
 # %% [markdown]
+# ## Every number behind it
+#
+# The tables show means. Here is every run of the ledger. Open a seed to see how its number was made: how many samples,
+# in how many steps, on which hardware, with which versions. In JupyterLab, choose another metric and see whether the
+# order of the methods stays; choose *all* settings, and the ablations come in. On the site only the preset can be chosen.
+
+# %%
+LedgerExplorer("digits")
+
+# %% [markdown]
 # ## How the cells are filled
 #
 # All runs behind these tables, and what each of them stands on, are one graph of files. `make sweep PRESET=cifar10` makes
@@ -126,8 +137,30 @@ assert {n.place for n in paper.NUMBERS} == set(places)
 # ## Exercises
 #
 # 1. Choose a claim, write down what result would refute it, and look it up.
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. Chosen: a student of the dynamic pool is better than one of a
+# synthetic set, at equal iterations (Table 2). A seed for which data-free
+# training has the lower digits-FID would speak against it, and three would refute.
+dynamic, free = (
+    ledger.by_seed("digits", "digits-FID", {"method": method})
+    for method in ("dynamic", "data-free")
+)
+for s in sorted(dynamic.keys() & free.keys()):
+    print(f"seed {s}: dynamic {dynamic[s]:.1f}, data-free {free[s]:.1f}")
+assert all(dynamic[s] < free[s] for s in dynamic.keys() & free.keys())
+
+# %% [markdown]
 # 2. Which of the claims would you run at full size first, if you had one GPU for one day?
-#
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. Table 2's on CIFAR-10, dynamic against data-free, for the others
+# build on it. Here is what each run of that sweep computes, the cheapest first,
+# in 10^18 operations. A GPU that does 10^14 a second does 8.6 of these in a day.
+costly = {run.name: run.remaining_operations() / 1e18 for run in runs}
+for name in sorted(costly, key=costly.get):
+    print(f"{costly[name]:8.2f}  {name}")
+# %% [markdown]
 # ## Further reading
 #
 # The paper ([Xiang et al., 2025](references.md)), with this page beside it.

@@ -51,11 +51,41 @@ def test_the_chapters_are_numbered_without_a_gap():
     assert [source.stem[:2] for source in SOURCES] == [f"{number:02d}" for number in range(24)]
 
 
+def is_solution(cell) -> bool:
+    return "solution" in cell.metadata.get("tags", [])
+
+
 @by_chapter
 def test_cells_are_few_and_short(source):
-    lengths = [len([line for line in cell.source.splitlines() if line]) for cell in code_cells(source)]
+    cells = [cell for cell in code_cells(source) if not is_solution(cell)]  # which are folded
+    lengths = [len([line for line in cell.source.splitlines() if line]) for cell in cells]
     assert len(lengths) <= 25
     assert statistics.median(lengths) <= 10
+
+
+# Chapters whose exercises have no solutions yet.
+UNSOLVED = {0, 3, 4, 5, 8, 9, 10, 11, 13, 15, 16, 17, 18, 19, 20, 21, 22, 23}
+
+
+@by_chapter
+def test_every_exercise_is_followed_by_its_folded_solution_that_ran(source):
+    """On the site by the tag, in JupyterLab by the cell's own metadata; both show its first line or a
+    button. That it runs, and that its asserts hold, is in the executed notebook, and in `make test`."""
+    if int(source.stem[:2]) in UNSOLVED:
+        assert not any(map(is_solution, code_cells(source))), "take it out of UNSOLVED"
+        return
+    cells = executed(source).cells
+    first = next(n for n, cell in enumerate(cells) if "## Exercises" in cell.source)
+    last = next(n for n, cell in enumerate(cells) if cell.source.startswith("## Further reading"))
+    assert last - first >= 4 and not (last - first) % 2
+    for number, n in enumerate(range(first, last, 2), start=1):
+        exercise, solution = cells[n : n + 2]
+        asked = exercise.source.partition("## Exercises")[2] if n == first else exercise.source
+        assert re.findall(r"^(\d+)\. \S", asked, flags=re.MULTILINE) == [str(number)]
+        assert solution.cell_type == "code" and solution.source.startswith(f"# Solution {number}. ")
+        assert {"solution", "hide-cell"} <= set(solution.metadata["tags"])
+        assert solution.metadata["jupyter"] == {"source_hidden": True, "outputs_hidden": True}
+        assert solution.execution_count and ast.parse(solution.source).body
 
 
 @by_chapter

@@ -15,6 +15,7 @@ import types
 import urllib.request
 from pathlib import Path
 
+import jupytext
 import matplotlib.pyplot as plt
 import nbformat
 import pytest
@@ -29,6 +30,8 @@ from dkdm_lab.notebook import explore
 from dkdm_lab.notebook.explore import cost, look, pool_player
 from dkdm_lab.pools import DynamicPool, IterativePool
 from dkdm_lab.system.paths import models_dir
+
+BOOK = Path(__file__).parents[1] / "book"
 
 
 def figures(n):
@@ -295,6 +298,7 @@ def dashboard():
 
 
 def test_dashboard_trains_both_and_ends(dashboard):
+    assert 'alt="not begun' in dashboard.view()
     dashboard.start()
     dashboard._thread.join(60)
     assert dashboard.status == "finished" and not dashboard.running
@@ -447,10 +451,13 @@ def test_the_calculator_counts_without_a_kernel(browser):
 # -- a real JupyterLab --------------------------------------------------------------------------------
 
 
-def notebook(folder, cells):
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(made, folder / "try.ipynb")
+def cells_of(chapter, exploration):
+    """Of a real chapter its parameters, its imports, and the cell that calls an exploration: all that this
+    cell needs, without the minutes of training before it."""
+    cells = jupytext.read(next(BOOK.glob(f"{chapter}_*.py"))).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    (call,) = [cell for cell in code[2:] if f"{exploration}(" in cell.source.splitlines()[-1]]
+    return [nbformat.v4.new_code_cell(cell.source) for cell in (*code[:2], call)]
 
 
 @pytest.fixture
@@ -490,43 +497,29 @@ def lab(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_jupyterlab_moves_a_slider_and_plays_a_pool(lab, browser):
+def test_a_real_jupyterlab_plays_with_the_chapters_explorations(lab, browser, yardstick):
     folder, url = lab
-    notebook(
-        folder,
-        [
-            "from dkdm_lab.data import images\n"
-            "from dkdm_lab.data.toy import GaussianMixture\n"
-            "from dkdm_lab.diffusion import GaussianDiffusion\n"
-            "from dkdm_lab.networks import Denoiser\n"
-            "from dkdm_lab.notebook import explore\n"
-            "from dkdm_lab.system.paths import models_dir\n"
-            "teacher = Denoiser.from_pretrained(models_dir() / 'digits-teacher')\n"
-            "x0 = images.to_model(images.load_images('digits', n=6))\n"
-            "explore.ForwardProcess(x0, teacher, teacher.diffusion)",
-            "diffusion = GaussianDiffusion.cosine(20, clip=False)\n"
-            "exact = GaussianMixture.ring().denoiser(diffusion)\n"
-            "explore.PoolPlayer(diffusion, exact, 8)",
-        ],
-    )
-    page = browser.new_page(viewport={"width": 1280, "height": 1600})
+    calls = {"01": "ForwardProcess", "06": "PoolPlayer", "07": "TrainingDashboard", "14": "LedgerExplorer"}
+    made = nbformat.v4.new_notebook(cells=[cell for call in calls.items() for cell in cells_of(*call)])
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(made, folder / "try.ipynb")
+    page = browser.new_page(
+        viewport={"width": 1280, "height": 5000}
+    )  # tall: JupyterLab draws what is in sight
     page.set_default_timeout(300_000)  # a busy machine takes minutes to import torch
     page.goto(f"{url}/lab/tree/try.ipynb")
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # before it has a kernel, a run would be lost
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('[data-command="runmenu:run-all"]').click()
     cells = page.locator(".jp-Notebook .jp-CodeCell")
+    forward, pool, board, explorer = (cells.nth(3 * number + 2) for number in range(len(calls)))
 
-    forward = cells.nth(0).locator(".widget-html img")
-    forward.wait_for()
-    before = forward.get_attribute("alt")
-    assert "cosine, t = 50 of 100" in before
-    handle = cells.nth(0).locator(".noUi-handle")
+    forward.locator('.widget-html img[alt^="cosine, t = 30 of 100"]').wait_for()
+    handle = forward.locator(".noUi-handle")
     handle.focus()
     handle.press("ArrowRight")
-    cells.nth(0).locator('.widget-html img[alt*="t = 51 of 100"]').wait_for()
+    forward.locator('.widget-html img[alt*="t = 31 of 100"]').wait_for()
 
-    pool = cells.nth(1)
     pool.locator('.widget-html img[alt^="Turn 0:"]').wait_for()
     play, stop, _repeat = pool.locator("button.jupyter-button:not(.widget-button)").all()
     play.click()
@@ -536,4 +529,14 @@ def test_a_real_jupyterlab_moves_a_slider_and_plays_a_pool(lab, browser):
     assert int(re.match(r"Turn (\d+):", shown).group(1)) >= 2
     stop.click()
     pool.locator('.widget-html img[alt^="Turn 0:"]').wait_for()
+
+    board.locator('.widget-html img[alt^="not begun"]').wait_for()
+    board.get_by_role("button", name="start", exact=True).click()
+    board.locator('.widget-html img[alt^="training dynamic"]').wait_for()
+    board.get_by_role("button", name="stop", exact=True).click()
+    board.locator('.widget-html img[alt^="stopped"][alt*="digits-FID: dynamic"]').wait_for()  # a first score
+
+    explorer.locator('.widget-html img[alt^="Preset digits: digits-FID"]').wait_for()
+    explorer.locator(".widget-dropdown select").first.select_option("fashion")
+    explorer.locator('.widget-html img[alt^="Preset fashion: FID"]').wait_for()
     page.close()

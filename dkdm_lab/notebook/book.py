@@ -32,7 +32,7 @@ def chapters(which: list[str] | None = None, book: Path = BOOK) -> list[Path]:
 # What the parameters of chapters may be, by their names.
 _PARAMETERS = {
     "preset": str, "latent": str, "labelled": str, "study": str, "live": bool, "seed": Seed,
-    "iterations": Count, "T": Levels, "seeds": tuple[Seed, ...], "places": tuple[str, ...],
+    "iterations": Count, "T": Levels, "seeds": tuple[Seed, ...], "places": tuple[str, ...], "clock": bool,
     "changes": dict, "adjust": dict,
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from IPython import get_ipython
 from IPython.display import HTML
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 
 _serial = itertools.count()
 
@@ -190,10 +191,13 @@ def panels(widths: Sequence[float], height: float = 3.0) -> tuple[Figure, list]:
 
 
 def picture(figure: Figure, text: str) -> str:
-    """A figure as HTML, with a text that says what it shows; closes it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90, bbox_inches="tight", facecolor="white")
+    """A figure as HTML, with a text that says what it shows; closes it. In 256 colours, a third of the bytes:
+    a twin has dozens of frames, and a notebook keeps them all."""
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=90, bbox_inches="tight", facecolor="white")
     plt.close(figure)
+    colours = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    colours.save(buffer, format="png", optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(text)}" style="max-width:100%">'
 

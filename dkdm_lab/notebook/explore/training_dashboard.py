@@ -242,7 +242,8 @@ def _draw(progress: dict[str, Progress], preset: Preset, note: str) -> str:
     scores.set(xlabel="iteration", ylabel=preset.metric, xlim=(0, None))
     if any(known.iteration for known in progress.values()):
         losses.legend(frameon=False, fontsize=9)
-    if all(value > 0 for known in progress.values() for value in known.score):
+    scored = [value for known in progress.values() for value in known.score]
+    if scored and min(scored) > 0:  # an axis without a value refuses a logarithm
         scores.set_yscale("log")
     with_samples = {m: known.samples for m, known in progress.items() if known.samples is not None}
     (_points if preset.data == "toy" else _images)(sheet, with_samples)
