@@ -197,10 +197,10 @@ def test_both_rows_have_the_same_conditions_and_guidance():
     "part, where",
     [
         ("loss.png", (figures, "losses")),
-        ("samples.png", (distillation, "samples_of")),
+        ("samples.png", (finishing, "samples_of")),
         ("the teacher's other parts", (Pipeline, "write_other_parts")),
-        ("README.md", (distillation, "card_of")),
-        ("metrics", (distillation, "compare")),
+        ("README.md", (finishing, "card")),
+        ("metrics", (finishing, "compare")),
     ],
 )
 def test_what_fails_afterwards_costs_nothing_else(
