@@ -252,6 +252,15 @@ def test_a_label_is_what_its_image_is_conditioned_on_and_shows(guide, classifier
     assert torch.equal(asked[0], labels[:3]) and torch.equal(asked[-1], labels[3:])
 
 
+@pytest.mark.parametrize("shift", [None, 0.3])
+def test_latents_are_decoded_as_the_pipeline_decodes_them(shift, latent_guide):
+    latent_guide.vae.register_to_config(shift_factor=shift)
+    z = torch.randn(2, 4, 8, 8)
+    image = loss_guided_synthesis._decoded(latent_guide, z.requires_grad_())
+    assert_close(image.detach(), latent_guide.decode(z.detach()))
+    assert image.requires_grad
+
+
 def test_conditions_are_taken_in_turn_and_guided(latent_guide, monkeypatch):
     asked, real = [], Guided.__call__
 

@@ -23,7 +23,7 @@ from dkdm_lab.sources import Conditions
 from dkdm_lab.system import budget
 from dkdm_lab.system.progress import progress_bar
 from dkdm_lab.system.seeds import numbered_noise
-from dkdm_lab.teachers.pipelines import Pipeline
+from dkdm_lab.teachers.pipelines import Pipeline, decode_batch
 
 CUTS = 4  # how often DiffDFKD mixes latents on the way: after each fifth of the steps but the last
 
@@ -233,7 +233,8 @@ def synthesise(
 
 def _decoded(guide: Pipeline, z: Tensor) -> Tensor:
     """Samples as images in [-1, 1], as :meth:`Pipeline.decode` gives them, but with their gradients."""
-    return z if guide.vae is None else guide.vae.decode(z / guide.vae.config.scaling_factor).sample
+    z = z * guide.denoiser.terms.scale
+    return z if guide.vae is None else decode_batch(guide.vae, z)
 
 
 def _fitted(image: Tensor, shape: tuple[int, int, int] | None, resize: bool) -> Tensor:

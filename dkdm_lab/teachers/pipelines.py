@@ -288,9 +288,14 @@ def decode(vae: nn.Module, latents: Tensor, batch_size: int = 32, timed: bool = 
     images = []
     parts = latents.split(batch_size)
     for part in budget.each(parts) if timed else parts:
-        mean, scale = _latent_terms(vae, part)
-        images.append(vae.decode((part / scale + mean).to(vae.device, vae.dtype)).sample.float().cpu())
+        images.append(decode_batch(vae, part).float().cpu())
     return torch.cat(images)
+
+
+def decode_batch(vae: nn.Module, latents: Tensor) -> Tensor:
+    """A batch of latents as images in [-1, 1], on the VAE's device and in its precision; with gradients."""
+    mean, scale = _latent_terms(vae, latents)
+    return vae.decode((latents / scale + mean).to(vae.device, vae.dtype)).sample
 
 
 @torch.no_grad()
