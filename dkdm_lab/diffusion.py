@@ -368,13 +368,12 @@ class GaussianDiffusion(ForwardProcess):
         levels = self.timesteps(steps, method)
         done = []
         for start in progress_bar(range(0, n, batch_size), desc="sampling", show=progress):
-            size = min(batch_size, n - start)
-            numbers = range(first + start, first + start + size)
+            numbers = range(first + start, first + min(start + batch_size, n))
             x = numbered_noise(seed, self.T, numbers, shape, device)
-            given = () if condition is None else (condition[start : start + size].to(device),)
+            given = () if condition is None else (condition[start : start + batch_size].to(device),)
             for t_level, s_level in zip(levels[::-1], [*levels[-2::-1], -1], strict=True):
-                t = torch.full((size,), t_level, device=device)
-                s = torch.full((size,), s_level, device=device)
+                t = torch.full((len(x),), t_level, device=device)
+                s = torch.full((len(x),), s_level, device=device)
                 eps, v = denoiser(x, t, *given)
                 if method == "ddim":
                     x = self.ddim(x, t, eps, s)

@@ -12,6 +12,7 @@ import dkdm_lab
 from dkdm_lab.system.paths import CHECKOUT
 
 HOUSE = CHECKOUT / "dkdm_lab"
+FILES = sorted(HOUSE.rglob("*.py"))
 METHOD = [HOUSE / f"{name}.py" for name in ("diffusion", "losses", "sources", "pools", "training")]
 
 
@@ -51,6 +52,31 @@ def test_nothing_loads_torch_before_it_is_asked_for(code):
     heavy = "{'torch', 'diffusers', 'transformers', 'sklearn', 'matplotlib'}"
     code += f"; import sys; loaded = sys.modules.keys() & {heavy}; assert not loaded, loaded"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _lines(node):
+    return node.end_lineno - node.lineno + 1
+
+
+def _body(function):
+    """Lines of a function's body, without its docstring."""
+    first = function.body[1:2] if ast.get_docstring(function) and function.body[1:] else function.body[:1]
+    return function.end_lineno - first[0].lineno + 1
+
+
+PARSERS = ("parser", "adm_to_unet")  # options one after another, and a file's keys in another's words
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(HOUSE).as_posix())
+def test_what_is_to_be_read_stays_small(file):
+    """At most 400 lines per file, 200 per class, and 60 in a function's body, but for parsers."""
+    text = file.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            assert _lines(node) <= 200, node.name
+        if isinstance(node, ast.FunctionDef) and node.name not in PARSERS:
+            assert _body(node) <= 60, node.name
 
 
 def test_the_method_is_thin():

@@ -179,9 +179,8 @@ class Run(Artifact):
 
     def command(self) -> str:
         """The options of `dkdm train` that make this run."""
-        others = set_options(PRESETS[self.preset.name], self.preset, without=["live"])
         named = [f"--preset {self.preset.name}", f"--method {self.method}", f"--seed {self.seed}"]
-        return " ".join([*named, *others])
+        return " ".join([*named, *set_options(PRESETS[self.preset.name], self.preset, without=["live"])])
 
     @property
     def iterations(self) -> int:
@@ -249,8 +248,7 @@ class Run(Artifact):
     @property
     def _of_the_book(self) -> bool:
         """Whether the teacher is one of book/models, named without a folder."""
-        named = self.preset.pipeline
-        return bool(named) and Path(named).name == named
+        return bool(self.preset.pipeline) and Path(self.preset.pipeline).name == self.preset.pipeline
 
     @cached_property
     def _pipeline(self) -> Pipeline:
@@ -266,9 +264,8 @@ class Run(Artifact):
         """The autoencoder whose latents this preset's models denoise, in eval mode; None in pixel space. One
         of the book's own is trained first where it is not there, once for all runs of a seed."""
         p = self.preset
-        if p.pipeline:
-            return self._pipeline.vae
-        return _own_autoencoder(self, progress) if p.autoencoder else None
+        own = _own_autoencoder(self, progress) if p.autoencoder and not p.pipeline else None
+        return self._pipeline.vae if p.pipeline else own
 
     def training_set(self) -> Tensor:
         """The real training set; in latent space encoded, once; the toy's is drawn large."""

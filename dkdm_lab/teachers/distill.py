@@ -26,7 +26,7 @@ from dkdm_lab.teachers.distillation import Distillation
 from dkdm_lab.teachers.finishing import PARTS, RECORD, Finishing
 from dkdm_lab.teachers.pipelines import Pipeline
 from dkdm_lab.teachers.students import begin_as, go_on_from, keep_less
-from dkdm_lab.training import check_tracker, train
+from dkdm_lab.training import History, check_tracker, train
 
 # Settings that came later than the first distillations, and what those were made with.
 _LATER = {"stride": 1, "mixed_precision": "no", "init": "random", "accumulate": 1, "continued": None}
@@ -69,17 +69,14 @@ def distill(
     what ``evaluate``, ``log_with`` and ``push_to_hub`` need is looked for first. RuntimeError where
     the student is saved and something else that belongs to it could not be made.
     """
-    settings = _checked(settings, teacher, evaluate, samples, checkpoint_every, log_with)
-    out = Path(out)
-    tidy(out)
+    for name, value in (("samples", samples), ("checkpoint_every", checkpoint_every)):
+        accept(name, kind(CountOrNone), value)
+    out, main = Path(out), distributed.rank() == 0
+    settings = _settled(settings, teacher)
     begin = None if settings.continued is None else _finished_student(settings.continued, teacher)
     decided = content(teacher, conditions, begin)
     found = _begun(out, settings, teacher, decided)
-    main = distributed.rank() == 0
-    if evaluate and main:
-        require("inception", evaluate)
-    if push_to_hub is not None and main:
-        hub.require(push_to_hub)
+    _require(evaluate, log_with, push_to_hub)
     samples = samples if _draws_images(teacher) else 0
 
     def finish(student: Denoiser, found: dict) -> Denoiser:
@@ -121,40 +118,40 @@ def distill(
     evaluations = sum(distributed.gather(pool.evaluations))
     if not main:
         return averaged
-    before = {} if begin is None else {"iterations_before": _iterations_of(settings.continued)}
-    record["result"] = {
-        "simple": history.simple[-1],
-        "vlb": history.vlb[-1],
-        "parameters": averaged.parameter_count,
-        "teacher_parameters": teacher.denoiser.parameter_count,
-        "teacher_evaluations": evaluations,
-        "stride": pool.stride,
-        **before,
-    }
+    record["result"] = _result(teacher, averaged, history, pool, evaluations)
+    if begin is not None:
+        record["result"]["iterations_before"] = _iterations_of(settings.continued)
     record["made_with"] = provenance()
     record["missing"] = [part for part in PARTS if samples or part != "samples.png"]
-    with explained(out, "the same call goes on from its last checkpoint"), added(out, RECORD) as new:
-        teacher.write_network(new, averaged)
-        (new / "history.json").write_text(json.dumps(vars(history)), encoding="utf-8")
-        (new / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    budget.kept()
+    _save(out, teacher, averaged, history, record)
     return finish(averaged, record)
 
 
-def _checked(
-    settings: Distillation,
-    teacher: Pipeline,
-    evaluate: int,
-    samples: int,
-    checkpoint_every: int,
-    log_with: str | None,
-) -> Distillation:
-    """The settings with what follows from the teacher, once all numbers are known to be in their ranges."""
-    if evaluate:
-        accept("evaluate", kind(Scored), evaluate)
-    for name, value in (("samples", samples), ("checkpoint_every", checkpoint_every)):
-        accept(name, kind(CountOrNone), value)
-    check_tracker(log_with)
+def _result(
+    teacher: Pipeline, student: Denoiser, history: History, pool: DynamicPool, evaluations: int
+) -> dict:
+    """What came out of a training, in numbers."""
+    return {
+        "simple": history.simple[-1],
+        "vlb": history.vlb[-1],
+        "parameters": student.parameter_count,
+        "teacher_parameters": teacher.denoiser.parameter_count,
+        "teacher_evaluations": evaluations,
+        "stride": pool.stride,
+    }
+
+
+def _save(out: Path, teacher: Pipeline, student: Denoiser, history: History, record: dict) -> None:
+    """Put a student into ``out``, with its losses and the record that says so."""
+    with explained(out, "the same call goes on from its last checkpoint"), added(out, RECORD) as new:
+        teacher.write_network(new, student)
+        (new / "history.json").write_text(json.dumps(vars(history)), encoding="utf-8")
+        (new / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    budget.kept()
+
+
+def _settled(settings: Distillation, teacher: Pipeline) -> Distillation:
+    """The settings, with those that follow from the teacher."""
     settings = dataclasses.replace(
         settings,
         lr=_learning_rate(settings.iterations) if settings.lr is None else settings.lr,
@@ -166,6 +163,18 @@ def _checked(
             f"{settings.batch_size}"
         )
     return settings
+
+
+def _require(evaluate: int, log_with: str | None, push_to_hub: str | None) -> None:
+    """Look for all that is needed after the last iteration, before the first one."""
+    check_tracker(log_with)
+    if evaluate:
+        accept("evaluate", kind(Scored), evaluate)
+    if distributed.rank() == 0:
+        if evaluate:
+            require("inception", evaluate)
+        if push_to_hub is not None:
+            hub.require(push_to_hub)
 
 
 def _student(
@@ -276,6 +285,7 @@ def _iterations_of(folder: str) -> int:
 
 def _begun(out: Path, settings: Distillation, teacher: Pipeline, decided: dict) -> dict:
     """What ``out`` holds of this distillation, if anything; ValueError where it holds something else."""
+    tidy(out)
     file = out / RECORD
     if not file.is_file():
         if out.exists() and any(out.iterdir()):

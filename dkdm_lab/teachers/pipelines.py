@@ -15,7 +15,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, UNet2DModel, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, VQModel
 from torch import Tensor, nn
 
 from dkdm_lab.data.images import to_model
@@ -29,7 +29,7 @@ from dkdm_lab.system.files import whole_folder
 from dkdm_lab.teachers import text
 from dkdm_lab.teachers.export import copy_parts, read_index
 from dkdm_lab.teachers.single_files import load_adm, load_ldm
-from dkdm_lab.teachers.students import network_of, public
+from dkdm_lab.teachers.students import fresh_student
 
 _VAES = {"VQModel": VQModel, "AutoencoderKL": AutoencoderKL, "AutoencoderDC": AutoencoderDC}
 _VAE_PARTS = ("vqvae", "vae")  # where a pipeline keeps it
@@ -203,33 +203,7 @@ class Pipeline:
         It predicts what the teacher predicts, learns a variance where the teacher does, and takes the same
         conditions. ValueError where its samples would have another shape than the teacher's.
         """
-        teacher = self.denoiser.network
-        kind, config = network_of(which, teacher)
-        changes = {"out_channels": self.denoiser.channels * (1 + self.denoiser.learns_variance)}
-        if self.denoiser.family.packed:  # a token's, whose outputs are as its inputs
-            changes = {"out_channels": None}
-        if config.get("sample_size") is None and not self.denoiser.family.packed:
-            changes["sample_size"] = teacher.config.get("sample_size") or self.denoiser.terms.size
-        if kind is UNet2DModel and self.denoiser.condition == "class":
-            changes["num_class_embeds"] = teacher.config.get("num_class_embeds")
-        network = kind.from_config({**public(config), **changes})
-        if network.config.in_channels != teacher.config.in_channels:
-            raise ValueError(
-                f"student {which}: found {network.config.in_channels} channels, but the teacher's samples "
-                f"have {teacher.config.in_channels}"
-            )
-        student = Denoiser(network, self.diffusion, self.denoiser.prediction, terms=self.denoiser.terms)
-        if student.shape != self.denoiser.shape:
-            raise ValueError(
-                f"student {which}: found samples of {student.shape}, but the teacher's are "
-                f"{self.denoiser.shape}"
-            )
-        if student.condition != self.denoiser.condition:
-            raise ValueError(
-                f"student {which}: it takes {student.condition or 'no condition'}, but the teacher takes "
-                f"{self.denoiser.condition or 'none'}"
-            )
-        return student
+        return fresh_student(which, self.denoiser)
 
     def save(self, folder: str | Path, student: Denoiser, files: Mapping[str, str]) -> None:
         """Write a student as the kind of pipeline its teacher is, with the teacher's other parts (VAE, text

@@ -6,11 +6,42 @@ import json
 import math
 from pathlib import Path
 
+from diffusers import UNet2DModel
 from torch import nn
 
 from dkdm_lab.networks.denoiser import Denoiser
 from dkdm_lab.networks.families import NETWORK_CLASSES
 from dkdm_lab.networks.registry import NETWORKS
+
+
+def fresh_student(which: str, teacher: Denoiser) -> Denoiser:
+    """A student with weights of its own, see :meth:`Pipeline.student`."""
+    network = teacher.network
+    kind, config = network_of(which, network)
+    changes = {"out_channels": teacher.channels * (1 + teacher.learns_variance)}
+    if teacher.family.packed:  # a token's, whose outputs are as its inputs
+        changes = {"out_channels": None}
+    if config.get("sample_size") is None and not teacher.family.packed:
+        changes["sample_size"] = network.config.get("sample_size") or teacher.terms.size
+    if kind is UNet2DModel and teacher.condition == "class":
+        changes["num_class_embeds"] = network.config.get("num_class_embeds")
+    own = kind.from_config({**public(config), **changes})
+    if own.config.in_channels != network.config.in_channels:
+        raise ValueError(
+            f"student {which}: found {own.config.in_channels} channels, but the teacher's samples "
+            f"have {network.config.in_channels}"
+        )
+    student = Denoiser(own, teacher.diffusion, teacher.prediction, terms=teacher.terms)
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student {which}: found samples of {student.shape}, but the teacher's are {teacher.shape}"
+        )
+    if student.condition != teacher.condition:
+        raise ValueError(
+            f"student {which}: it takes {student.condition or 'no condition'}, but the teacher takes "
+            f"{teacher.condition or 'none'}"
+        )
+    return student
 
 
 def network_of(which: str, teacher: nn.Module) -> tuple[type, dict]:
