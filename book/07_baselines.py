@@ -138,7 +138,7 @@ TrainingDashboard(presets.get("digits", live=True), "dynamic", "data-free")
 # Digits are kind to everyone. The preset `cifar16` has CIFAR-10's photographs at half their side, the paper's process
 # ($T = 1000$), Inception's FID, and one teacher for all seeds. A student sees 2,000 batches of 64, which is little, so
 # read the order, not the level. The last row is the small pool with strides that `dkdm distill` takes
-# ([Chapter 6](06_dynamic.ipynb)). What has not been run yet says so.
+# ([chapter 22](22_moves.ipynb)). What has not been run yet says so.
 
 # %%
 natural = {m: paper.scores("cifar16", m) for m in ("FID", "sFID", "KID")}
