@@ -51,7 +51,8 @@ paper.sheet(preset, seed=seeds[0])
 # %%
 found = paper.scores(preset, metric)
 for way, (mean, deviation) in sorted(found.items(), key=lambda row: row[1][0]):
-    print(f"{way:18s}{metric} {mean:6.1f}  (deviation over seeds {deviation:.1f})")
+    spread = f"± {deviation:.1f} over seeds" if deviation else "(one seed)"
+    print(f"{way:18s}{metric} {mean:6.1f} {spread}")
 print("" if found else "not run")
 
 # %% [markdown]
