@@ -114,7 +114,8 @@ def train(
         try:
             loop.run(progress and distributed.rank() == 0, description)
         finally:
-            training.accelerator.end_training()  # a tracker writes what it still holds
+            for tracker in training.accelerator.trackers:  # end_training would end the processes' group too
+                tracker.finish()
         return training.averaged(share=True), training.history
 
 
