@@ -146,9 +146,64 @@ assert after < noise / 10 and near.min() > 50
 # ## Exercises
 #
 # 1. Train another student for 50 iterations, in a cell of your own, and draw it. Does it miss clusters, or blur them?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. It blurs them: points lie everywhere, inside the ring and out, and no
+# cluster is left without. The averaged weights (ema) would lag behind in so few
+# iterations, so the last ones are drawn.
+torch.manual_seed(seed)
+novice = networks.build(settings.student)
+pool = DynamicPool(diffusion, teacher, settings.batch_size, rho=settings.rho)
+novice, _ = train(
+    novice, pool, diffusion, 50, lr=settings.lr, ema=0.0, progress=False
+)
+blurred = diffusion.sample(novice, 1000, steps=50, seed=seed)
+print(f"energy distance after 50: {energy_distance(blurred, reference):.3f}")
+assert torch.cdist(blurred, data.means).argmin(1).unique().numel() == 8
+figures.points({"50 iterations": blurred, "all": distilled}, 2.5, reference)
+
+# %% [markdown]
 # 2. Make the teacher's mixture `GaussianMixture.ring(16)`. Does the same student still suffice?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. Yes: it is as near to its data as before, and all sixteen clusters
+# have about as many points.
+many = GaussianMixture.ring(16)
+torch.manual_seed(seed)
+again = networks.build(settings.student)
+pool = DynamicPool(
+    diffusion, many.denoiser(diffusion), settings.batch_size, rho=settings.rho
+)
+again, _ = train(
+    again,
+    pool,
+    diffusion,
+    iterations,
+    lr=settings.lr,
+    ema=settings.ema,
+    progress=False,
+)
+x = diffusion.sample(again, 1000, steps=50, seed=seed)
+print(f"energy distance: {energy_distance(x, many.sample(1000, seed=1)):.3f}")
+print(
+    "points:", *torch.cdist(x, many.means).argmin(1).bincount(minlength=16).tolist()
+)
+figures.points({"sixteen clusters": x}, reference=many.sample(1000, seed=1))
+
+# %% [markdown]
 # 3. The pool's `rho` decides how many samples it holds. Make it so small that the pool is one batch. What changes?
-#
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 3. Each batch now has the same samples as the one before, a step further
+# on. That is the shuffled method of chapter 5; chapter 8 measures what it costs.
+small = DynamicPool(diffusion, teacher, 64, rho=1 / diffusion.T)
+first, second = next(small), next(small)
+nearest = torch.cdist(first.x_t, second.x_t).min(dim=1).values
+print(f"{small.size} samples; the median one moved by {nearest.median():.2f}")
+assert small.size == 64 and sorted(small.t.tolist()) == sorted(
+    ((second.t - 1) % diffusion.T).tolist()
+)
+# %% [markdown]
 # ## Further reading
 #
 # The paper ([Xiang et al., 2025](references.md)); knowledge distillation as it began ([Hinton et al., 2015](references.md)); diffusion models

@@ -241,11 +241,55 @@ print(f"naive: {b * (T - 1) // 2:,} evaluations a batch; one step a turn: {b}")
 #
 # ## Exercises
 #
-# 1. Add a fixed error to the teacher's eps, say 0.05. Do the two curves still keep their distance? What does the
-#    student converge to?
-# 2. Remove the stop-gradient in `vlb_loss` (the `detach`). Which of the two losses gets worse?
+# 1. Add a fixed error to the teacher's eps, say 0.05. What does a student converge to, and how far do the two curves keep
+#    from each other then?
+
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. To the teacher with its error: nothing tells the student that it is
+# one. Eq. 15 is then zero, and Eq. 11 is the teacher's own loss plus the error
+# squared, 0.0025. So the distance of the curves grows by that.
+def mistaken(x_t, t):
+    eps, v = teacher(x_t, t)
+    return eps + 0.05, v
+
+
+grown = losses(mistaken, held_out)[0] - own_simple
+print(f"the floor of Eq. 11 rises by {grown:.4f}")
+assert abs(grown - 0.05**2) < 1e-3
+
+# %% [markdown]
+# 2. $L_\text{vlb}$ holds the student's mean fixed. Were it not, at which levels would the KL pull at eps most?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. At the lowest ones. There a step has little variance, so the same
+# error in eps is many of its deviations. L_simple weighs all levels alike; a KL
+# that pulled at eps too would drown the middle levels in the low ones.
+t, x = torch.tensor([1, 5, 20, 50, 90]), torch.zeros(5, 2)
+right = diffusion.p(x, t, torch.zeros(5, 2), torch.zeros(5, 2))
+wrong = diffusion.p(x, t, torch.full((5, 2), 0.1), torch.zeros(5, 2))
+pull = right.kl(wrong).mean(1) / 0.1**2
+for level, weight in zip(t.tolist(), pull.tolist(), strict=True):
+    print(f"t = {level:2d}: KL over squared error of eps {weight:.4f}")
+assert (pull[1:3] < pull[:2]).all()
+
+# %% [markdown]
 # 3. In the last comparison replace 100 steps by 10. At which level does the walk leave the right distribution?
-#
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 3. At none by much: respaced steps are wide, and the exact teacher's
+# mean and variance are still nearly right for them. Only at the lowest levels is
+# the distance larger than between two sets that were both noised.
+short = {}
+keep = lambda level, x: short.update({level: x.clone()})  # noqa: E731
+diffusion.sample(teacher, n, 10, seed=seed, batch_size=n, callback=keep)
+for level, x in short.items():
+    if level >= 0:
+        there = noised(level, n, seed=21)
+        print(f"t = {level:2d}: {energy_distance(x, there):+.5f}", end="   ")
+        again = noised(level, n, seed=22)
+        print(f"noised again {energy_distance(again, there):+.5f}")
+# %% [markdown]
 # ## Further reading
 #
 # Section 3.2 of the paper ([Xiang et al., 2025](references.md)); the original argument for soft targets ([Hinton et al., 2015](references.md)).

@@ -238,9 +238,48 @@ print("its score over its teacher's, for each seed:", *(f"{x:.1f}" for x in lags
 # ## Exercises
 #
 # 1. Average the loss over one whole tooth. Does it fall at all?
-# 2. Set `changes = {"discard": 0.9}`. What does the loss look like now, and what does it cost the teacher?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. It does, though one cannot see it in the saw: a walk asks about every
+# level once, so means over whole walks can be compared.
+walks = {}
+for iteration, value in zip(loss["iteration"], loss["simple"], strict=True):
+    walks.setdefault((iteration - 1) // settings.T, []).append(value)
+whole = [w for w in walks if (w + 1) * settings.T <= settings.iterations]
+means = [sum(walks[w]) / len(walks[w]) for w in whole]
+print("mean loss of each walk:", *(f"{value:.3f}" for value in means))
+assert len(means) < 2 or means[-1] < means[0]
+
+# %% [markdown]
+# 2. Discard nine batches of ten (`discard=0.9`). How far does a walk get between two batches that the student sees, and
+#    what does it cost the teacher?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. About ten levels, so a walk is over in about ten batches and the
+# student is back at noise before it has forgotten it. The teacher works ten
+# times as much, for each batch shown stands for nine that were thrown away.
+pool = IterativePool(diffusion, teacher, 4, discard=0.9, device=device())
+shown = [int(next(pool).t[0]) for _ in range(30)]
+print("levels shown:", *shown)
+print(f"turns of the teacher for 30 batches: {pool.evaluations // 4}")
+assert pool.evaluations > 3 * 4 * 30
+
+# %% [markdown]
 # 3. Reverse the roles: train on the batches of one walk in random order. What have you built?
-#
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 3. A data set of the teacher's answers: T batches, asked for once and
+# used again and again. The levels come uniformly, over time if not in a batch.
+# But the samples are always the same, and the student can learn them by heart;
+# a pool never shows a sample twice at the same level.
+pool = IterativePool(diffusion, teacher, 4, seed=seed, device=device())
+walk = [next(pool) for _ in range(settings.T)]
+order = torch.randperm(settings.T, generator=torch.Generator().manual_seed(seed))
+levels_in_order = [int(walk[k].t[0]) for k in order]
+print("levels in the new order:", *levels_in_order[:12], "...")
+print(f"teacher evaluations, however long one trains: {pool.evaluations:,}")
+assert sorted(levels_in_order) == list(range(settings.T))
+# %% [markdown]
 # ## Further reading
 #
 # Section 3.3 of the paper ([Xiang et al., 2025](references.md)).

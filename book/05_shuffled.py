@@ -194,9 +194,44 @@ print(f"better in {sum(x < 1 for x in gains)} of {len(gains)} seeds")
 # ## Exercises
 #
 # 1. Let all samples start at one level and discard batches at random. Do the levels ever become uniform?
-# 2. Give the shuffled pool a larger batch. Does the similarity of consecutive batches matter less then?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. Never. All samples take each turn together, shown or not, so they stay
+# at one level. Discarding mixes what the student sees over time, not in a batch.
+from dkdm_lab.pools import IterativePool
+
+together = IterativePool(diffusion, teacher, 16, discard=0.5, device=device())
+levels = [next(together).t.unique().tolist() for _ in range(20)]
+print("levels of each batch:", *(level[0] for level in levels))
+assert all(len(level) == 1 for level in levels)
+
+# %% [markdown]
+# 2. Give the shuffled pool a batch eight times as large. How similar are consecutive batches now?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. As similar as before: a batch is still the last one moved by a step.
+# But a batch now has eight times as many samples, so what they have in common by
+# chance is less, and the bond between batches binds the student to less.
+b = settings.batch_size
+large = ShuffledPool(diffusion, teacher, 8 * b, seed=seed, device=device())
+pair = [next(large).x_t.flatten(1) for _ in range(2)]
+now = torch.nn.functional.cosine_similarity(*pair).mean()
+print(f"similarity to itself one turn later: {now:.2f}, before: {itself:.2f}")
+assert abs(now - itself) < 0.05
+
+# %% [markdown]
 # 3. Derive how often a given sample is replaced, and from it how many different samples the student sees in all.
-#
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 3. Every T turns. So after I iterations a batch of b has seen about I / T
+# replacements a place: b (1 + I / T) samples in all, where training on data sees
+# b I. Counted from a pool's levels: one at t is replaced after t + 1 turns.
+turns, T = settings.iterations, settings.T
+replaced = int(((turns + T - 1 - before) // T).sum())
+print(f"counted {len(before) + replaced:,}", end=", ")
+print(f"by the formula {len(before) * (1 + turns / T):,.0f}")
+assert abs(replaced / len(before) - turns / T) < 0.5
+# %% [markdown]
 # ## Further reading
 #
 # Section 3.3 of the paper ([Xiang et al., 2025](references.md)).
