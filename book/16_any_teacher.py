@@ -34,9 +34,9 @@ from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DModel
 from diffusers.utils import logging
 
 from dkdm_lab.data import to_uint8
-from dkdm_lab.experiments import presets, shipped_models
+from dkdm_lab.experiments import ledger, presets, shipped_models
 from dkdm_lab.system import figures
-from dkdm_lab.system.paths import cache_dir
+from dkdm_lab.system.paths import BOOK, cache_dir
 from dkdm_lab.teachers.distill import Distillation, distill
 from dkdm_lab.teachers.pipelines import Pipeline
 
@@ -228,11 +228,31 @@ print((students["digits-classes"] / "README.md").read_text(encoding="utf-8"))
 # offers, a student equal to its teacher has no loss, and a pool's samples go where diffusers' own schedulers would take
 # them.
 #
+# ## Which teachers are read
+#
+# The tests make a small pipeline of every kind that is known, in every layout in which such pipelines are published:
+# as diffusers saves them, in 16 bits alone, as pickles, in shards. Each is read and asked, and a student of it is saved
+# and read again. These are the kinds:
+
+# %% tags=["nbval-check-output"]
+tried = json.loads((BOOK / "results" / "teachers.json").read_text(encoding="utf-8"))
+rows = [[kind, *found.values()] for kind, found in tried["read"].items()]
+ledger.Table.of(["teacher", "network", "predicts", "conditions", "decoder"], rows)
+
+# %% [markdown]
+# Flows and EDM's networks are the same process in other coordinates: what they predict is turned into $\epsilon$, on
+# their own levels. What is not a denoiser of images from noise, or not in a way that can be known, is refused in a
+# sentence before any work is done:
+
+# %% tags=["nbval-check-output"]
+rows = [[what, f"`{said}`"] for what, said in tried["refused"].items()]
+ledger.Table.of(["found", "what `dkdm` says"], rows, align="ll")
+
+# %% [markdown]
 # ## Limits
 #
 # The four commands above have not been run for this book at their real size; each of these kinds is tested with
-# networks of a few thousand weights. Teachers are expected to be Gaussian diffusions in discrete steps; flow matching,
-# for one, is refused and not guessed at. A file of bare weights cannot say what it was trained for: give it the wrong
+# networks of a few thousand weights. A file of bare weights cannot say what it was trained for: give it the wrong
 # schedule and the student learns nonsense, faithfully.
 #
 # ## Exercises

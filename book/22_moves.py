@@ -354,9 +354,40 @@ print(
 # ## Exercises
 #
 # 1. Set `stride=20` in the first figure. Which variances still keep the energy?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. Only Eq. 22.1. What the other two leave out or add grows with the
+# length of the move; Eq. 22.1 holds for a move of any length.
+long = {
+    name: energy_left(narrow, name, 20) for name in ("small", "large", "analytic")
+}
+for name, ratio in long.items():
+    print(f"{name:9s}below t = 10: {float(ratio[:10].mean()):.2f}")
+assert abs(float(long["analytic"][:10].mean()) - 1) < 0.05
+assert abs(float(long["small"][:10].mean()) - 1) > 0.3
+
+# %% [markdown]
 # 2. Use `"ddim"`: no noise at all. Where does the energy go, and why is it not lost at the top?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. It goes little by little, on the way down: at the top samples are
+# still fresh noise, whose energy is right, and each move from there adds no
+# variance of its own. What a move does keep is the noise it predicts, so DDIM
+# loses less than a small variance does.
+still = energy_left(narrow, "ddim")
+for name, part in (("below t = 10", still[:10]), ("above t = 80", still[80:])):
+    print(f"{name}: {float(part.mean()):.2f}")
+assert abs(float(still[80:].mean()) - 1) < 0.05
+
+# %% [markdown]
 # 3. With the trained teacher, try `"large"`. Would you trust a student of that pool at low noise?
-#
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 3. The spread at low levels says: where it is far from 1, the student
+# learns from samples that have more noise than their t says.
+large_moves = spread_left("large")
+print("by level, from the lowest:", *(f"{ratio:.2f}" for ratio in large_moves))
+# %% [markdown]
 # ## Further reading
 #
 # Analytic-DPM ([Bao et al., 2022](references.md)) for Eq. 22.1; IDDPM ([Nichol and Dhariwal, 2021](references.md)) for the

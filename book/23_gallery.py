@@ -100,8 +100,28 @@ assert all(images.shape[1:] == (3, 16, 16) for images in shown.values())
 # ## Exercises
 #
 # 1. Cover the labels and sort the rows of the first sheet by quality. Does your order agree with the scores?
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 1. Here is the order of the scores. Twelve images tell two methods apart
+# only where the scores are far from each other; compare neighbours with care.
+print("from the best:", ", ".join(sorted(found, key=lambda way: found[way][0])))
+
+# %% [markdown]
 # 2. In which columns do all students agree with their teacher? What do those images have in common?
-#
+
+# %% jupyter={"outputs_hidden": true, "source_hidden": true} tags=["solution", "hide-cell"]
+# Solution 2. Sorted by how near the students' images come to their teacher's, the
+# nearest first. The left ones should be plain, with one ground and few edges, and
+# the right ones full of detail: that is what students lose first.
+kept = {m: ledger.samples(preset, {"method": m}) for m in ledger.WAYS}
+kept = {m: x[seeds[0]][:12] for m, x in kept.items() if seeds[0] in x}
+if "teacher" in kept and len(kept) > 1:
+    own = kept.pop("teacher")
+    gaps = [(x.float() - own.float()).flatten(1).norm(dim=1) for x in kept.values()]
+    order = (sum(gaps) / len(gaps)).argsort()
+    print("columns of the sheet:", *(order + 1).tolist())
+    display(figures.image_grid(own[order], columns=12))
+# %% [markdown]
 # ## Further reading
 #
 # The paper's own samples ([Xiang et al., 2025](references.md)).
