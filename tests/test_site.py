@@ -41,12 +41,12 @@ def test_a_slider_changes_the_picture_and_its_caption(site, browser, width):
     page.goto((site / "04_iterative.html").as_uri())
     box = page.locator(".dkdm-frames").first
     slider, caption = box.locator("input[type=range]"), box.locator("output")
-    before = box.locator("img:visible").get_attribute("alt")
+    before, said = box.locator("img:visible").get_attribute("alt"), caption.inner_text()
     slider.focus()
     slider.press("ArrowRight")
     after = box.locator("img:visible").get_attribute("alt")
     assert box.locator("img:visible").count() == 1
-    assert after != before and caption.inner_text() == after
+    assert after and after != before and caption.inner_text() not in ("", said)
     assert box.evaluate("box => box.scrollWidth <= box.clientWidth + 1")  # nothing sticks out
     page.close()
 
